@@ -1,0 +1,52 @@
+"""Speech to discrete units and back.  Names load on first use, so `import unitkit` is instant."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unitkit.audio import AudioError
+    from unitkit.manifest import Utterance, read_manifest, write_manifest
+    from unitkit.pipeline import Vocoder
+    from unitkit.tokenizer import Tokenizer
+    from unitkit.units import FingerprintError, Units, Vocab, bitrate, read_units, write_units
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AudioError": "audio",
+    "FingerprintError": "units",
+    "Tokenizer": "tokenizer",
+    "Units": "units",
+    "Utterance": "manifest",
+    "Vocab": "units",
+    "Vocoder": "pipeline",
+    "bitrate": "units",
+    "read_manifest": "manifest",
+    "read_units": "units",
+    "write_manifest": "manifest",
+    "write_units": "units",
+}
+__all__ = [
+    "AudioError",
+    "FingerprintError",
+    "Tokenizer",
+    "Units",
+    "Utterance",
+    "Vocab",
+    "Vocoder",
+    "bitrate",
+    "read_manifest",
+    "read_units",
+    "write_manifest",
+    "write_units",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unitkit' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"unitkit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

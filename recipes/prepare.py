@@ -88,13 +88,19 @@ def prepare(corpus: ModuleType, root: Path, out: Path, *, options: dict[str, str
     found = corpus.utterances(root, **{name: value for name, value in given.items() if name in asked}, **options)
     for split, utterance in _shown_progress(found):
         try:
-            timed = utterance if utterance.duration else replace(utterance, duration=audio.info(utterance.audio).duration)
+            timed = (
+                utterance if utterance.duration else replace(utterance, duration=audio.info(utterance.audio).duration)
+            )
         except audio.AudioError as error:
             result.bad.append((error.path, error.reason))
         else:
             result.splits.setdefault(split, []).append(timed)
     if not result.splits:
-        raise PrepareError(f"{root}: nothing usable found ({len(result.bad)} bad files, {len(result.left_out)} left out)")
+        raise PrepareError(
+            f"{root}: nothing usable found ({len(result.bad)} bad files, {len(result.left_out)} left out)"
+        )
+    for stale in {"train", "dev", "test"} - set(result.splits):  # a leftover split might share rows with a new one
+        (out / f"{stale}.jsonl").unlink(missing_ok=True)
     for split, rows in result.splits.items():
         write_manifest(out / f"{split}.jsonl", rows)
     return result
@@ -116,14 +122,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse_options(corpus, given.options)
         result = prepare(corpus, given.root, given.out, options=options)
     except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"prepare.py: {error}", style="red", markup=False)
+        console.print(f"prepare.py: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     _summary(result, given.out, console=console)
     return 1 if result.bad else 0
 
 
 def _shown_progress(found: Iterator[tuple[str, Utterance]]) -> Iterator[tuple[str, Utterance]]:
-    columns = (SpinnerColumn(), TextColumn("{task.completed} utterances"), TimeElapsedColumn(), TextColumn("{task.fields[id]}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed} utterances"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[id]}"),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None, id="")
         for split, utterance in found:
@@ -134,12 +145,14 @@ def _shown_progress(found: Iterator[tuple[str, Utterance]]) -> Iterator[tuple[st
 def _summary(result: Result, out: Path, *, console: Console) -> None:
     for split, rows in sorted(result.splits.items()):
         minutes = sum(row.duration or 0.0 for row in rows) / 60
-        console.print(f"{out / split}.jsonl: {len(rows)} utterances, {minutes:.1f} min", markup=False)
+        console.print(f"{out / split}.jsonl: {len(rows)} utterances, {minutes:.1f} min", markup=False, soft_wrap=True)
     for reason, count in Counter(reason for _, reason in result.left_out).most_common():
         names = [name for name, why in result.left_out if why == reason]
-        console.print(f"left out, {reason}: {count} ({', '.join(names[:4])}{', ...' if count > 4 else ''})", markup=False)
+        console.print(
+            f"left out, {reason}: {count} ({', '.join(names[:4])}{', ...' if count > 4 else ''})", markup=False
+        )
     for path, reason in result.bad:
-        console.print(f"bad file skipped: {path}: {reason}", style="red", markup=False)
+        console.print(f"bad file skipped: {path}: {reason}", style="red", markup=False, soft_wrap=True)
 
 
 def _epilog() -> str:

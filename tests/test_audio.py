@@ -89,7 +89,7 @@ def test_channels_are_averaged_or_chosen_never_interleaved(tmp_path: Path) -> No
         audio.read(path, 16000, channel=2)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_segment_equals_the_cut_of_the_whole(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     rng = np.random.default_rng(0)

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 
 BLOCK = 1 << 18  # frames read at a time: hours of stereo never sit in memory at their own rate
+INEXACT_SEEK = (
+    "OGG",
+    "MP3",
+)  # libsndfile 1.2 lands beside the sample (the last page of a Vorbis file, some mp3 frames)
 FALLBACK_SUFFIXES = {".g722": "g722"}  # headerless formats ffmpeg cannot guess from the content
 
 
@@ -187,6 +191,10 @@ def _open(path: str | os.PathLike[str], start: float, duration: float | None) ->
         length = file.frames / file.samplerate
         file.close()
         raise AudioError(path, f"segment start {start:g} s is past the end ({length:.3f} s)")
+    if first and file.format in INEXACT_SEEK:
+        return _Source(
+            file.samplerate, _cut(path, _soundfile_blocks(path, file, 0, None), file.samplerate, start, duration)
+        )
     wanted = None if duration is None else max(1, round(duration * file.samplerate))
     return _Source(file.samplerate, _soundfile_blocks(path, file, first, wanted))
 
@@ -194,7 +202,7 @@ def _open(path: str | os.PathLike[str], start: float, duration: float | None) ->
 def _soundfile_blocks(path: str | os.PathLike[str], file: Any, first: int, wanted: int | None) -> Iterator[np.ndarray]:
     """Blocks of (frames, channels) from sample `first`; a file that ends before its header says is an error."""
     left = file.frames - first if wanted is None else min(wanted, file.frames - first)
-    exact = not file.format.startswith(("MP3", "MPEG"))  # the length of an mp3 may be an estimate
+    exact = file.format != "MP3"  # the length of an mp3 may be an estimate
     with file:
         try:
             if first:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest
+from unitkit.models.vocoder import f0_stats, hop_samples, normalise_f0
 from unitkit.units import Units, UnitsHeader, read_header, read_units
 
 Key = tuple[int, int]  # (epoch, item): all that a dataset needs to make an example
@@ -131,9 +132,7 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory."""
-        moved = {
-            f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        moved = {f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **moved)
 
 
@@ -259,22 +258,6 @@ class Prosody:
         return normalise_f0(self.f0[utterance.id], self.stats.get(utterance.speaker or ""))
 
 
-def normalise_f0(f0: np.ndarray, stats: Sequence[float] | None = None) -> np.ndarray:
-    """F0 (frames,) in Hz -> (frames, 2) normalised log F0 and voicing; own statistics where none are given."""
-    voiced = f0 > 0
-    log = np.log(np.where(voiced, f0, 1.0))
-    mean, std = stats if stats is not None else f0_stats([f0])
-    return np.stack([np.where(voiced, (log - mean) / max(std, 1e-3), 0.0), voiced], axis=-1).astype(np.float32)
-
-
-def f0_stats(contours: Sequence[np.ndarray]) -> list[float]:
-    """[mean, standard deviation] of log F0 over the voiced frames; [0, 1] when there are none."""
-    voiced = np.concatenate([c[c > 0] for c in contours]) if contours else np.empty(0)
-    if not len(voiced):
-        return [0.0, 1.0]
-    return [float(np.log(voiced).mean()), float(max(np.log(voiced).std(), 1e-3))]
-
-
 def measure_prosody(
     corpus: Corpus,
     cache: AudioCache,
@@ -317,7 +300,7 @@ def _aligned(cache: AudioCache, utterance: Utterance, start: int, n_frames: int,
     if wanted - len(wav) > SLACK_SECONDS * cache.rate + hop:
         raise DataError(
             f"{utterance.id}: its units last {(start + n_frames) * hop / cache.rate:.2f} s, its audio "
-            f"{(start * hop + len(wav)) / cache.rate:.2f} s; encode it again, or check the manifest's start and duration"
+            f"{(start * hop + len(wav)) / cache.rate:.2f} s; encode again, or check the manifest's start and duration"
         )
     return np.pad(wav, (0, wanted - len(wav)))
 
@@ -391,17 +374,6 @@ class Segments(Dataset):
         return np.asarray(features, np.float32)
 
 
-def hop_samples(sample_rate: int, rate_hz: float) -> int:
-    """Samples per frame; an error when that is no whole number."""
-    hop = sample_rate / rate_hz
-    if abs(hop - round(hop)) > 1e-6:
-        raise DataError(
-            f"sample_rate {sample_rate} is not a whole multiple of the units' rate_hz {rate_hz}: choose a sample rate "
-            f"that is, such as {round(rate_hz * round(hop))}"
-        )
-    return round(hop)
-
-
 def _indices(names: Sequence[str], *, what: str) -> dict[str, int]:
     if len(set(names)) != len(names):
         raise DataError(f"a {what} is named twice: {', '.join(names)}")
@@ -419,6 +391,4 @@ def _index(known: dict[str, int], name: str | None, id: str, *, what: str) -> in
 def shuffled_rows(corpus: Corpus, seed: int) -> list[Row]:
     """The control: every row's units in random frame order."""
     h = corpus.header
-    return [
-        Row(r.utterance, Units(r.units, h.rate_hz, h.n_units, h.tokenizer).shuffled(seed).ids) for r in corpus.rows
-    ]
+    return [Row(r.utterance, Units(r.units, h.rate_hz, h.n_units, h.tokenizer).shuffled(seed).ids) for r in corpus.rows]

@@ -45,11 +45,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[Utterance]:
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     seen: set[str] = set()
     for number, line in _lines(Path(path)):
-        place = f"{path}:{number}"
-        utterance = _parse_row(line, place=place, folder=folder)
-        if utterance.id in seen:
-            raise ManifestError(f"{place}: id {utterance.id!r} was used on an earlier line; ids must be unique")
-        seen.add(utterance.id)
+        utterance = _parse_row(line, place=f"{path}:{number}", folder=folder)
+        _add_once(seen, utterance.id, place=f"{path}:{number}")
         yield utterance
 
 
@@ -60,12 +57,14 @@ def write_manifest(path: str | os.PathLike[str], utterances: Iterable[Utterance]
     seen: set[str] = set()
     with atomic_text(path) as file:
         for utterance in utterances:
-            if utterance.id in seen:
-                raise ManifestError(f"{path}: id {utterance.id!r} occurs twice; ids must be unique")
-            seen.add(utterance.id)
+            _add_once(seen, utterance.id, place=path)
             row = {name: getattr(utterance, name) for name in FIELDS if getattr(utterance, name) is not None}
             row["audio"] = os.path.relpath(_real_folder(utterance.audio), folder).replace(os.sep, "/")
-            file.write(_dump(row) + "\n")
+            line = json.dumps(row, ensure_ascii=False)
+            strange = re.search(
+                "[\ud800-\udfff]", line
+            )  # a file name that is not UTF-8: escape it, the file stays UTF-8
+            file.write((json.dumps(row) if strange else line) + "\n")
     return len(seen)
 
 
@@ -75,9 +74,6 @@ def hash_split(name: str, *, dev: int = 8, test: int = 12) -> str:
         raise ManifestError(f"dev={dev} and test={test} are percentages: both at least 0, together at most 100")
     bucket = int(hashlib.sha256(name.lower().encode("utf-8", "surrogateescape")).hexdigest()[:8], 16) % 100
     return "test" if bucket < test else "dev" if bucket < test + dev else "train"
-
-
-# ---------------------------------------------------------------- finding recordings
 
 
 def discover(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[Utterance]:
@@ -107,14 +103,14 @@ def _from_stdin() -> Iterator[Utterance]:
 def _expand(item: str, *, must_exist: bool = True) -> Iterator[Utterance]:
     if os.path.isdir(item):
         found = _from_folder(item)
+    elif glob.has_magic(item) and not os.path.lexists(item):
+        found = _from_glob(item)
+    elif must_exist and not os.path.lexists(item):
+        raise ManifestError(f"{item}: no such file or directory; quote a glob, or give '-' to read paths from a pipe")
     elif item.endswith(".jsonl"):
         found = read_manifest(item)
-    elif os.path.lexists(item) or not (must_exist or glob.has_magic(item)):
-        found = iter([_from_file(item, base=os.path.dirname(item))])
-    elif glob.has_magic(item):
-        found = _from_glob(item)
     else:
-        raise ManifestError(f"{item}: no such file or directory; quote a glob, or give '-' to read paths from a pipe")
+        found = iter([_from_file(item, base=os.path.dirname(item))])
     yield from found
 
 
@@ -166,9 +162,6 @@ def _from_glob(pattern: str) -> Iterator[Utterance]:
         raise ManifestError(f"{pattern}: no audio file matches; use ** to look into directories below")
 
 
-# ---------------------------------------------------------------- Kaldi data directories
-
-
 def write_kaldi(directory: str | os.PathLike[str], utterances: Iterable[Utterance]) -> int:
     """Write wav.scp, text, utt2spk, spk2utt, utt2dur, utt2lang and, for parts of files, segments; returns utterances.
 
@@ -176,10 +169,10 @@ def write_kaldi(directory: str | os.PathLike[str], utterances: Iterable[Utteranc
     its own speaker. Ids keep their name, so make the speaker a prefix of the id where a Kaldi script asks for it.
     """
     rows = sorted(utterances, key=lambda utterance: _bytes(utterance.id))
-    for before, utterance in zip([None, *rows], rows, strict=False):
+    seen: set[str] = set()
+    for utterance in rows:
         _check_kaldi(utterance)
-        if before is not None and before.id == utterance.id:
-            raise ManifestError(f"{directory}: id {utterance.id!r} occurs twice; ids must be unique")
+        _add_once(seen, utterance.id, place=directory)
     recordings, segments = _kaldi_recordings(rows)
     speakers: dict[str, list[str]] = {}
     for utterance in rows:
@@ -207,7 +200,8 @@ def read_kaldi(directory: str | os.PathLike[str]) -> Iterator[Utterance]:
     recordings = _table(folder / "wav.scp")
     known = {name: _table(folder / name, optional=True) for name in ("text", "utt2spk", "utt2dur", "utt2lang")}
     segments = folder / "segments"
-    parts = _kaldi_segments(segments, recordings) if segments.exists() else ((key, key, None, None) for key in recordings)
+    whole = ((name, name, None, None) for name in recordings)
+    parts = _kaldi_segments(segments, recordings) if segments.exists() else whole
     for id_, recording, start, length in parts:
         speaker = known["utt2spk"].get(id_)
         duration = known["utt2dur"].get(id_)
@@ -227,7 +221,7 @@ def _check_kaldi(utterance: Utterance) -> None:
         value = getattr(utterance, name)
         if value is not None and (not value or re.search(r"\s", value)):
             raise ManifestError(f"{utterance.id!r}: {name} {value!r} has a space or is empty, which Kaldi cannot hold")
-    if utterance.audio != utterance.audio.strip() or re.search(r"[\r\n]|\|$", utterance.audio):
+    if utterance.audio != utterance.audio.strip() or re.search(r"[\r\n]|\|$|:\d+$", utterance.audio):
         raise ManifestError(f"{utterance.id!r}: Kaldi cannot hold the path {utterance.audio!r}; rename the file")
 
 
@@ -258,9 +252,7 @@ def _kaldi_span(utterance: Utterance) -> str:
     return f"{utterance.start!r} {end!r}"
 
 
-def _kaldi_segments(
-    path: Path, recordings: dict[str, str]
-) -> Iterator[tuple[str, str, float | None, float | None]]:
+def _kaldi_segments(path: Path, recordings: dict[str, str]) -> Iterator[tuple[str, str, float | None, float | None]]:
     for id_, rest in _table(path).items():
         place = f"{path}: {id_}"
         columns = rest.split()
@@ -310,9 +302,6 @@ def _write_table(path: Path, table: dict[str, str], *, keep_empty: bool) -> None
         file.writelines(f"{key} {table[key]}".rstrip(" ") + "\n" for key in sorted(table, key=_bytes))
 
 
-# ---------------------------------------------------------------- fairseq tsv
-
-
 def write_fairseq_tsv(path: str | os.PathLike[str], utterances: Iterable[Utterance], *, rate: int = 16000) -> int:
     r"""Write fairseq's root line and `relative path\tsamples` rows, samples counted at `rate` Hz; returns rows."""
     rows = list(utterances)
@@ -320,7 +309,7 @@ def write_fairseq_tsv(path: str | os.PathLike[str], utterances: Iterable[Utteran
         if utterance.start is not None:
             raise ManifestError(f"{utterance.id!r} starts inside a file; a fairseq tsv lists whole files only")
         if utterance.duration is None:
-            raise ManifestError(f"{utterance.id!r} has no duration, which a fairseq tsv needs (recipes/prepare.py adds it)")
+            raise ManifestError(f"{utterance.id!r} has no duration, which a tsv needs (recipes/prepare.py adds it)")
         if re.search(r"[\t\r\n]", utterance.audio):
             raise ManifestError(f"{utterance.id!r}: {utterance.audio!r} has a tab or line break; rename the file")
     folders = [os.path.dirname(os.path.abspath(utterance.audio)) for utterance in rows]
@@ -345,20 +334,14 @@ def read_fairseq_tsv(path: str | os.PathLike[str], *, rate: int = 16000) -> Iter
         if not tab or not samples.isascii() or not samples.isdigit():
             raise ManifestError(f"{path}:{number}: expected 'path<TAB>samples', found {line!r}")
         id_ = os.path.splitext(name)[0]
-        if id_ in seen:
-            raise ManifestError(f"{path}:{number}: a second file with the name {id_!r}; rename one or drop it")
-        seen.add(id_)
+        _add_once(seen, id_, place=f"{path}:{number}")
         audio = os.path.abspath(os.path.join(root.rstrip("\r"), name))
         yield Utterance(id=id_, audio=audio, duration=int(samples) / rate)
-
-
-# ---------------------------------------------------------------- lhotse cuts
 
 
 def write_lhotse(path: str | os.PathLike[str], utterances: Iterable[Utterance]) -> int:
     """Write lhotse cuts (.jsonl or .jsonl.gz) in one step; audio headers are read for rates; returns cuts."""
     lhotse = _lhotse()
-    cuts = lhotse.CutSet.from_cuts(_lhotse_cut(utterance) for utterance in utterances)
     target = Path(path)
     if not target.name.endswith((".jsonl", ".jsonl.gz")):
         raise ManifestError(f"{path}: lhotse cuts are streamed to .jsonl or .jsonl.gz")
@@ -367,11 +350,9 @@ def write_lhotse(path: str | os.PathLike[str], utterances: Iterable[Utterance]) 
     seen: set[str] = set()
     try:
         with lhotse.CutSet.open_writer(half, overwrite=True) as writer:
-            for cut in cuts:
-                if cut.id in seen:
-                    raise ManifestError(f"{path}: id {cut.id!r} occurs twice; ids must be unique")
-                seen.add(cut.id)
-                writer.write(cut)
+            for utterance in utterances:
+                _add_once(seen, utterance.id, place=path)
+                writer.write(_lhotse_cut(utterance))
         os.replace(half, target)
     finally:
         half.unlink(missing_ok=True)
@@ -406,36 +387,25 @@ def read_lhotse(path: str | os.PathLike[str]) -> Iterator[Utterance]:
 
 
 def _lhotse_cut(utterance: Utterance) -> object:
-    lhotse = _lhotse()
     import soundfile
 
-    audio = os.path.abspath(utterance.audio)
+    lhotse = _lhotse()
+    name, audio = utterance.id, os.path.abspath(utterance.audio)
     try:
         header = soundfile.info(audio)
     except (OSError, RuntimeError) as error:
-        raise ManifestError(f"{utterance.id!r}: cannot read the header of {audio}: {error}") from error
-    source = lhotse.AudioSource(type="file", channels=list(range(header.channels)), source=audio)
-    recording = lhotse.Recording(
-        id=utterance.id,
-        sources=[source],
-        sampling_rate=header.samplerate,
-        num_samples=header.frames,
-        duration=header.frames / header.samplerate,
-    )
+        raise ManifestError(f"{name!r}: cannot read the header of {audio}: {error}") from error
+    if header.channels != 1:
+        raise ManifestError(f"{name!r}: {audio} has {header.channels} channels; a cut holds one, so mix it down first")
+    length = header.frames / header.samplerate
     start = utterance.start or 0.0
-    duration = recording.duration - start if utterance.start is None or utterance.duration is None else utterance.duration
+    duration = length - start if utterance.start is None or utterance.duration is None else utterance.duration
+    source = lhotse.AudioSource(type="file", channels=[0], source=audio)
+    recording = lhotse.Recording(name, [source], header.samplerate, num_samples=header.frames, duration=length)
     said = lhotse.SupervisionSegment(
-        id=utterance.id,
-        recording_id=utterance.id,
-        start=0.0,
-        duration=duration,
-        text=utterance.text,
-        language=utterance.lang,
-        speaker=utterance.speaker,
+        name, name, 0.0, duration, text=utterance.text, language=utterance.lang, speaker=utterance.speaker
     )
-    return lhotse.MonoCut(
-        id=utterance.id, start=start, duration=duration, channel=0, recording=recording, supervisions=[said]
-    )
+    return lhotse.MonoCut(name, start, duration, channel=0, recording=recording, supervisions=[said])
 
 
 def _lhotse() -> ModuleType:
@@ -444,9 +414,6 @@ def _lhotse() -> ModuleType:
     except ImportError as error:
         raise ManifestError("lhotse cuts need the lhotse package: pip install 'unitkit[lhotse]'") from error
     return lhotse
-
-
-# ---------------------------------------------------------------- reading and writing text
 
 
 @contextmanager
@@ -490,7 +457,7 @@ def _parse_row(line: str, *, place: str, folder: str) -> Utterance:
     if missing := [name for name in ("id", "audio") if not values.get(name)]:
         raise ManifestError(f"{place}: {missing[0]!r} is missing or empty; every row needs 'id' and 'audio'")
     values["audio"] = os.path.normpath(os.path.join(folder, str(values["audio"])))
-    return Utterance(**values)
+    return Utterance(*(values.get(name) for name in FIELDS))
 
 
 def _value(name: str, value: object, *, place: str) -> str | float:
@@ -504,6 +471,12 @@ def _value(name: str, value: object, *, place: str) -> str | float:
     return float(value)
 
 
+def _add_once(seen: set[str], id_: str, *, place: str | os.PathLike[str]) -> None:
+    if id_ in seen:
+        raise ManifestError(f"{place}: id {id_!r} occurs twice; ids must be unique")
+    seen.add(id_)
+
+
 def _number(value: str, *, place: str, least: float = 0.0) -> float:
     try:
         number = float(value)
@@ -512,10 +485,6 @@ def _number(value: str, *, place: str, least: float = 0.0) -> float:
     if not math.isfinite(number) or number < least:
         raise ManifestError(f"{place}: expected seconds, a number from 0, found {value!r}")
     return number
-
-
-def _dump(row: dict[str, str | float]) -> str:
-    return json.dumps(row, ensure_ascii=False)
 
 
 def _real_folder(path: str) -> str:

@@ -66,18 +66,32 @@ class Vocoder:
         Raises:
             FingerprintError: the units come from another tokenizer than the vocoder's.
         """
-        check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
         if isinstance(durations, str) and durations not in ("predicted", "frames"):
             raise ValueError(f"durations {durations!r}: known are 'frames', 'predicted', or an array of frames")
-        if isinstance(durations, str) and durations == "predicted" and not units.reduced:
+        check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
+        given = None if durations is None or isinstance(durations, str) else np.asarray(durations)
+        if given is not None:
+            units = units.expand(given)
+        elif durations is not None and durations == "predicted" and not units.reduced:
             units, _ = units.dedup()
-        if units.reduced and isinstance(durations, np.ndarray):
-            units = units.expand(durations)
         if units.n_frames == 0:
             return np.zeros(0, np.float32)
-        return self.model.speak(
-            units.ids, reduced=units.reduced, speaker=speaker, lang=lang, f0=f0, energy=energy
+        (wav,) = self.model.generate(
+            [units],
+            speaker=speaker,
+            lang=lang,
+            durations="predict" if units.reduced else None,
+            f0=None if f0 is None else [f0],
+            energy=None if energy is None else [energy],
         )
+        return wav.numpy()
+
+    def checksum(self) -> str:
+        """12 hex digits that change with the configuration or any weight."""
+        digest = sha256(repr(self.model.config).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
 
 def synthesise(
@@ -123,9 +137,9 @@ def synthesise(
     return write_manifest(out / "manifest.jsonl", made)
 
 
-def _known(name: str | None, names: tuple[str, ...] | list[str], asked: str | None) -> str | None:
+def _known(name: str | None, names: tuple[str, ...], asked: str | None) -> str | None:
     """A name from the manifest is passed on only if the vocoder tells speakers (languages) apart; one asked for always."""
-    return asked or (name if names else None)
+    return asked or (name if len(names) > 1 else None)
 
 
 def _file_name(utterance: str) -> str:
@@ -138,7 +152,7 @@ def _synthesis_settings(
     vocoder: Vocoder, units: str | Path, durations: str, speaker: str | None, lang: str | None, shuffle: int | None
 ) -> dict[str, object]:
     return {
-        "vocoder": vocoder.model.checksum(),
+        "vocoder": vocoder.checksum(),
         "units": sha256(Path(units).read_bytes()).hexdigest()[:12],
         "tokenizer": vocoder.tokenizer,
         "durations": durations,

@@ -23,7 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-Batches = Callable[[int], Iterator[Any]]  # micro-step to start from -> endless batches; the same start, the same batches
+Batches = Callable[
+    [int], Iterator[Any]
+]  # micro-step to start from -> endless batches; the same start, the same batches
 Step = Callable[["Run", Any], dict[str, Tensor]]
 Validate = Callable[[nn.Module], dict[str, float]]
 Save = Callable[[nn.Module, Path, Mapping[str, float]], None]

@@ -139,7 +139,9 @@ def from_debian(lang: str, scratch: Path) -> Path:
     done = subprocess.run(["apt-get", "download", *names], cwd=scratch, capture_output=True, text=True, check=False)
     packages = sorted(scratch.glob("*.deb"))
     if done.returncode or len(packages) != len(names):
-        raise PromptsError(f"apt-get download {' '.join(names)}: {done.stderr.strip()} (run apt-get update, then again)")
+        raise PromptsError(
+            f"apt-get download {' '.join(names)}: {done.stderr.strip()} (run apt-get update, then again)"
+        )
     for package in packages:
         if f"_{VERSION}-" not in package.name:
             raise PromptsError(f"{package.name}: expected version {VERSION}, whose prompts and splits are known")
@@ -167,7 +169,9 @@ def find(root: Path, lang: str) -> tuple[Path, Path]:
     folders = _sound_folders(root, lang)
     if len(folders) != 1:
         found = ", ".join(map(str, folders)) or "none"
-        raise PromptsError(f"{root}: expected one folder of lang={lang} prompts (one with digits/1.g722), found {found}")
+        raise PromptsError(
+            f"{root}: expected one folder of lang={lang} prompts (one with digits/1.g722), found {found}"
+        )
     transcripts = sorted([*root.rglob(f"core-sounds-{lang}.txt"), *root.rglob(f"core-sounds-{lang}.txt.gz")])
     if not transcripts:
         raise PromptsError(f"{root}: no core-sounds-{lang}.txt[.gz]; in Debian it is in asterisk-core-sounds-{lang}")

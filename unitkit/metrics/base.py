@@ -12,7 +12,7 @@ import numpy as np
 METRICS_VERSION = "0.1"
 
 
-class Unavailable(RuntimeError):
+class Unavailable(ValueError):
     """A metric that cannot be computed here; the message says why and how to change that."""
 
 

@@ -79,7 +79,7 @@ class Recognizer:
     def __call__(self, recording: np.ndarray | str | Path, *, lang: str | None = None, rate: int = RATE) -> str:
         """Text of a recording: a path, or (samples,) at `rate`.  `lang` is a code ("es"); None detects it."""
         if lang is not None and lang not in self.languages:
-            raise Unavailable(f"{self.name} does not know the language {lang!r}; it knows {', '.join(self.languages)}")
+            raise ValueError(f"{self.name} does not know the language {lang!r}; it knows {', '.join(self.languages)}")
         if isinstance(recording, np.ndarray):
             wav = recording if rate == RATE else audio.resample(recording, rate, RATE)
         else:

@@ -14,7 +14,8 @@ def normaliser(lang: str) -> Callable[[str], str]:
     """Whisper's normaliser: the English one for "en"; else the basic one, which also strips accents."""
     if lang == "en":
         module = require("whisper_normalizer.english", package="whisper-normalizer more-itertools")
-        return module.EnglishTextNormalizer()
+        english = module.EnglishTextNormalizer()
+        return lambda text: english(text).strip()
     module = require("whisper_normalizer.basic", package="whisper-normalizer")
     basic = module.BasicTextNormalizer(remove_diacritics=True, split_letters=lang in UNSPACED)
     return lambda text: basic(text).strip()

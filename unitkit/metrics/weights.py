@@ -11,7 +11,7 @@ from pathlib import Path
 from unitkit.metrics.base import Unavailable
 
 
-class WeightsError(RuntimeError):
+class WeightsError(ValueError):
     """Weights whose bytes are not the ones this version was checked with."""
 
 

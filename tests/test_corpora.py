@@ -1,0 +1,436 @@
+"""Corpora: real layouts parsed from small trees of the same shape, and the program that prepares them."""
+
+import gzip
+import hashlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import soundfile
+
+from unitkit import audio
+from unitkit.manifest import ManifestError, Utterance, read_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(path: str) -> ModuleType:
+    """Import a recipe from its file, as recipes are not a package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "recipes" / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+prepare = load("prepare.py")
+prompts = load("corpora/prompts.py")
+vctk = load("corpora/vctk.py")
+librispeech = load("corpora/librispeech.py")
+
+
+def put(root: Path, files: dict[str, str | float]) -> Path:
+    """Write files: a number is so many seconds of noise, a string is text."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        else:
+            noise = np.random.default_rng(0).normal(scale=0.01, size=round(content * 16000))
+            soundfile.write(path, noise, 16000)
+    return root
+
+
+def run(corpus: str, root: Path, out: Path, *options: str) -> tuple[int, dict[str, list[Utterance]]]:
+    """Prepare in this process; returns the exit code and the manifests."""
+    code = prepare.main([corpus, str(root), str(out), *options])
+    return code, {path.stem: list(read_manifest(path)) for path in sorted(out.glob("*.jsonl"))}
+
+
+def everything(splits: dict[str, list[Utterance]]) -> dict[str, Utterance]:
+    """All utterances by id."""
+    return {row.id: row for rows in splits.values() for row in rows}
+
+
+# Asterisk prompts
+
+EN = """; Core Sounds
+
+activated: Activated.
+beep: [this is a beep tone]
+digits/1: one
+letters/at: at [@]
+silence/1: (1 second of silence)
+vm-Cust1: folder  5: the fifth
+vm-empty: Nothing is in this file.
+vm-intro: Leave a message.  (simple tone sound plays)
+confbridge-join: <beep ascending>
+no-text:
+text-only: There is no such file.
+"""
+ES = "\ufeff" + "; Core Sounds\nactivated: Activado.\ndigits/1: uno\nVM-cust1: Carpeta\nbeep: [ tono ]\n"
+
+
+def tone(seconds: float) -> np.ndarray:
+    """(samples,) int16 at 16 kHz."""
+    return (8000 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * 16000)) / 16000)).astype(np.int16)
+
+
+def g722(seconds: float) -> bytes:
+    """A tone as G.722."""
+    codec = pytest.importorskip("G722")
+    return bytes(codec.G722(16000, 64000).encode(tone(seconds)))
+
+
+def debian_tree(root: Path, lang: str, text: str, names: list[str]) -> Path:
+    """The two packages of one language, as dpkg-deb -x unpacks them."""
+    sounds = root / "usr/share/asterisk/sounds" / f"{lang}_XX_f_Voice"
+    for name in names:
+        (sounds / name).parent.mkdir(parents=True, exist_ok=True)
+        (sounds / f"{name}.g722").write_bytes(b"" if name == "vm-empty" else g722(0.5))
+    document = root / f"usr/share/doc/asterisk-core-sounds-{lang}/core-sounds-{lang}.txt.gz"
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_bytes(gzip.compress(text.encode()))
+    return root
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """English and Spanish prompts in one tree, like the /usr/share of a machine with all packages."""
+    english = ["activated", "beep", "digits/1", "letters/at", "silence/1", "vm-Cust1", "vm-empty", "vm-intro"]
+    root = debian_tree(tmp_path / "unpacked", "en", EN, [*english, "confbridge-join", "no-text", "audio-only"])
+    return debian_tree(root, "es", ES, ["activated", "digits/1", "vm-Cust1", "beep"])
+
+
+def test_prompts_keep_speech_and_leave_out_the_rest(
+    unpacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    code, splits = run("prompts", unpacked, tmp_path / "out", "lang=en")
+    found = everything(splits)
+    assert code == 0
+    assert {id_: row.text for id_, row in found.items()} == {
+        "en/activated": "Activated.",
+        "en/digits/1": "one",
+        "en/letters/at": "at",
+        "en/vm-Cust1": "folder 5: the fifth",
+    }
+    assert {(row.speaker, row.lang) for row in found.values()} == {("allison", "en")}
+    row = found["en/digits/1"]
+    assert row.audio == str(tmp_path / "out/wav/en/digits/1.flac") and row.duration == pytest.approx(0.5)
+    report = capsys.readouterr().err
+    assert "tone, noise or silence: 3 (en/beep, en/confbridge-join, en/silence/1)" in report
+    assert "empty file: 1 (en/vm-empty)" in report
+    assert "editor's note: 1 (en/vm-intro)" in report
+    assert "no transcript: 2 (en/audio-only, en/no-text)" in report
+
+
+def test_prompts_flac_holds_the_decoded_samples(unpacked: Path, tmp_path: Path) -> None:
+    _, splits = run("prompts", unpacked, tmp_path / "out", "lang=en")
+    samples, rate = soundfile.read(everything(splits)["en/activated"].audio, dtype="int16")
+    expected = pytest.importorskip("G722").G722(16000, 64000).decode(g722(0.5))
+    assert rate == 16000 and np.array_equal(samples, expected)
+    heard, spoken = samples[200:].astype(float), tone(0.5)[200:].astype(float)
+    shifted = max(np.corrcoef(heard[lag:], spoken[: len(spoken) - lag])[0, 1] for lag in range(40))
+    assert shifted > 0.99  # a tone of 440 Hz went in, the same tone comes out
+
+
+def test_prompts_decode_the_same_without_the_g722_package(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    path = next(unpacked.rglob("activated.g722"))
+    first = prompts.decode(path)
+    monkeypatch.setitem(sys.modules, "G722", None)
+    np.testing.assert_allclose(prompts.decode(path), first, atol=1e-4)
+
+
+def test_prompts_are_in_the_same_split_in_every_language(unpacked: Path, tmp_path: Path) -> None:
+    _, splits = run("prompts", unpacked, tmp_path / "out", "lang=en,es")
+    of = {id_: split for split, rows in splits.items() for id_ in (row.id for row in rows)}
+    assert of["es/vm-Cust1"] == of["en/vm-Cust1"] and everything(splits)["es/vm-Cust1"].text == "Carpeta"
+    assert of["es/digits/1"] == of["en/digits/1"] and of["es/activated"] == of["en/activated"]
+    for id_, split in of.items():  # the rule itself, written out once more
+        bucket = int(hashlib.sha256(id_[3:].lower().encode()).hexdigest()[:8], 16) % 100
+        assert split == ("test" if bucket < 12 else "dev" if bucket < 20 else "train")
+
+
+def test_prompts_resume_and_repeat(unpacked: Path, tmp_path: Path) -> None:
+    _, first = run("prompts", unpacked, tmp_path / "out")
+    kept, gone = (Path(everything(first)[name].audio) for name in ("en/activated", "en/digits/1"))
+    before = kept.stat().st_mtime_ns
+    gone.unlink()
+    _, second = run("prompts", unpacked, tmp_path / "out")
+    assert second == first and gone.exists() and kept.stat().st_mtime_ns == before
+
+
+def test_prompts_bad_recording_is_named_and_skipped(
+    unpacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _, first = run("prompts", unpacked, tmp_path / "out")
+    Path(everything(first)["en/digits/1"].audio).write_text("not audio")
+    code, second = run("prompts", unpacked, tmp_path / "out")
+    assert code == 1 and set(everything(first)) - set(everything(second)) == {"en/digits/1"}
+    assert "bad file skipped: " in (report := capsys.readouterr().err) and "digits/1.flac" in report
+
+
+def test_prompts_from_the_upstream_tarball(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(archive := tmp_path / "upstream.tar.gz", "w:gz") as tar:
+        files = {"activated.g722": g722(0.2), "digits/1.g722": g722(0.2), "core-sounds-en.txt": EN.encode()}
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    asked = []
+    monkeypatch.setattr(prompts.shutil, "which", lambda name: None)  # a machine without apt
+    monkeypatch.setattr(prompts.urllib.request, "urlopen", lambda url, timeout: asked.append(url) or archive.open("rb"))
+    for _ in range(2):  # the second time it is already there
+        rows = [
+            row for _, row in prompts.utterances(tmp_path / "get", out=tmp_path / "o", left_out=lambda name, why: None)
+        ]
+        assert [row.id for row in rows] == ["en/activated", "en/digits/1"]
+    assert asked == [f"{prompts.UPSTREAM}/asterisk-core-sounds-en-g722-1.6.1.tar.gz"]
+    assert os.listdir(tmp_path / "get") == ["asterisk-core-sounds-en"]
+
+
+def test_prompts_tarball_cannot_write_outside(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../evil.g722"))
+    with pytest.raises(tarfile.TarError):
+        prompts.unpack(tmp_path / "evil.tar", tmp_path / "tree")
+    assert not (tmp_path / "evil.g722").exists()
+
+
+def test_prompts_that_cannot_be_had_say_every_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 100, "", "E: Unable to locate package")
+
+    def offline(url: str, timeout: float) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(prompts.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(prompts.subprocess, "run", failed)
+    monkeypatch.setattr(prompts.urllib.request, "urlopen", offline)
+    with pytest.raises(prompts.PromptsError) as error:
+        prompts.obtain(tmp_path / "get", "fr")
+    for part in ("Unable to locate package", "run apt-get update", "no network", "sounds-fr-g722-1.6.1.tar.gz"):
+        assert part in str(error.value)
+    assert os.listdir(tmp_path / "get") == []
+    with pytest.raises(prompts.PromptsError, match="known: en, es, fr, it, ru"):
+        list(prompts.utterances(tmp_path, out=tmp_path, left_out=lambda name, why: None, lang="de"))
+
+
+# A folder
+
+FOLDER: dict[str, str | float] = {
+    "anna/a.wav": 0.2,
+    "anna/a.txt": "Hello\nthere.\n",
+    "anna/b.flac": 0.2,
+    "bob/c.wav": 0.2,
+    "bob/d.wav": 0.2,
+    "transcripts.tsv": "b\tBy its name.\nbob/c.wav\tBy its path.\n",
+}
+
+
+def test_folder_with_transcripts(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", FOLDER)
+    code, splits = run("folder", root, tmp_path / "out", "speaker_from_parent=true", "lang=en")
+    found = everything(splits)
+    texts = {"anna/a": "Hello there.", "anna/b": "By its name.", "bob/c": "By its path.", "bob/d": None}
+    assert code == 0 and {id_: row.text for id_, row in found.items()} == texts
+    assert {id_: row.speaker for id_, row in found.items()} == {id_: id_.split("/")[0] for id_ in texts}
+    assert {row.lang for row in found.values()} == {"en"} and found["bob/d"].duration == pytest.approx(0.2)
+
+
+def test_folder_metadata_csv_and_named_speaker(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", {"wavs/x.wav": 0.1, "metadata.csv": "\ufeffx|Dr. X, 5.|doctor x, five.\n"})
+    _, splits = run("folder", root, tmp_path / "out", "speaker=me", "dev=0", "test=0")
+    [row] = splits["train"]
+    assert (row.id, row.text, row.speaker, row.lang) == ("wavs/x", "doctor x, five.", "me", None)
+
+
+def test_folder_split_is_a_share_and_stale_splits_go(tmp_path: Path) -> None:
+    root = put(tmp_path / "in", {f"{number}.wav": 0.01 for number in range(60)})
+    _, half = run("folder", root, tmp_path / "out", "dev=25", "test=25")
+    assert {split: len(rows) for split, rows in half.items()} == Counter(
+        prepare_split(str(number), dev=25, test=25) for number in range(60)
+    )
+    _, whole = run("folder", root, tmp_path / "out", "dev=0", "test=0")
+    assert list(whole) == ["train"] and len(whole["train"]) == 60
+
+
+def prepare_split(name: str, *, dev: int, test: int) -> str:
+    """The slow obvious split."""
+    bucket = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 100
+    return "test" if bucket < test else "dev" if bucket < test + dev else "train"
+
+
+def test_folder_bad_files_are_listed_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = put(tmp_path / "in", {"good.wav": 0.1, "lies.wav": "I am a text.", "empty.flac": ""})
+    code, splits = run("folder", root, tmp_path / "out")
+    report = capsys.readouterr().err
+    assert code == 1 and list(everything(splits)) == ["good"]
+    assert f"bad file skipped: {root}/lies.wav: " in report and f"bad file skipped: {root}/empty.flac: " in report
+
+
+def test_folder_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = put(tmp_path / "in", {"a.wav": 0.1})
+    (root / "a.txt").write_bytes(b"caf\xe9")
+    for options, part in (((), "not UTF-8"), (("speaker=x", "speaker_from_parent=true"), "give one of them")):
+        assert run("folder", root, tmp_path / "out", *options)[0] == 2
+        assert part in capsys.readouterr().err
+    put(root, {"a.txt": "ok", "transcripts.tsv": "a has no tab\n"})
+    assert run("folder", root, tmp_path / "out")[0] == 2
+    assert "transcripts.tsv:1: expected" in capsys.readouterr().err
+
+
+# Public corpora
+
+
+def libri_tree(root: Path) -> Path:
+    """The layout of the LibriSpeech archives."""
+    subsets = ("train-clean-100", "train-other-500", "dev-clean", "test-clean", "test-other")
+    for number, subset in enumerate(subsets, start=19):
+        folder, name = f"LibriSpeech/{subset}/{number}/198", f"{number}-198"
+        put(root, {f"{folder}/{name}-0000.flac": 0.2, f"{folder}/{name}-0001.flac": 0.3})
+        put(root, {f"{folder}/{name}.trans.txt": f"{name}-0000 NORTHANGER ABBEY\n{name}-0001 THIS LITTLE WORK\n"})
+    return root
+
+
+def test_librispeech(tmp_path: Path) -> None:
+    root = libri_tree(tmp_path)
+    code, splits = run("librispeech", root, tmp_path / "all")
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    assert code == 0 and sizes == {"train": 4, "dev": 2, "test": 2, "test-other": 2}
+    assert splits["train"][1] == Utterance(
+        "19-198-0001",
+        str(root / "LibriSpeech/train-clean-100/19/198/19-198-0001.flac"),
+        pytest.approx(0.3),
+        speaker="19",
+        lang="en",
+        text="THIS LITTLE WORK",
+    )
+    _, some = run("librispeech", root / "LibriSpeech", tmp_path / "some", "subsets=train-clean-100,test-other")
+    assert [len(some[split]) for split in ("train", "test-other")] == [2, 2] and len(some) == 2
+
+
+def test_librispeech_errors(tmp_path: Path) -> None:
+    root = libri_tree(tmp_path)
+    for options, part in (("dev-clan", "unknown subset; known: train-clean-100"), ("dev-other", "no such directory")):
+        with pytest.raises(ManifestError, match=part):
+            list(librispeech.utterances(root, subsets=options))
+    with pytest.raises(ManifestError, match="none of the LibriSpeech folders"):
+        list(librispeech.utterances(tmp_path / "nothing"))
+
+
+def test_ljspeech(tmp_path: Path) -> None:
+    rows = [f'LJ001-{number:04}|In 1455, "the Bible|In fourteen fifty-five, "the Bible' for number in range(60)]
+    put(tmp_path / "LJSpeech-1.1", {"metadata.csv": "\n".join(rows) + "\n"})
+    put(tmp_path / "LJSpeech-1.1/wavs", {f"LJ001-{number:04}.wav": 0.02 for number in range(60)})
+    code, splits = run("ljspeech", tmp_path, tmp_path / "out", "dev=20", "test=20")
+    found = everything(splits)
+    assert code == 0 and len(found) == 60 and set(splits) == {"train", "dev", "test"}
+    row = found["LJ001-0007"]
+    assert (row.text, row.speaker, row.lang) == ('In fourteen fifty-five, "the Bible', "lj", "en")
+    assert row.audio == str(tmp_path / "LJSpeech-1.1/wavs/LJ001-0007.wav")
+    _, raw = run("ljspeech", tmp_path / "LJSpeech-1.1", tmp_path / "raw", "raw_text=true")
+    assert everything(raw)["LJ001-0007"].text == 'In 1455, "the Bible'
+    assert run("ljspeech", tmp_path / "none", tmp_path / "none-out")[0] == 2
+
+
+INFO_092 = "ID  AGE  GENDER  ACCENTS  REGION COMMENTS \np225  23  F    English    Southern  England\n"
+INFO_092 += "p315  18  M    American    New  England (mic2 files unavailable)\np234  22  F    Scottish  West Dumfries\n"
+
+
+def vctk_tree(root: Path, *, version: str) -> Path:
+    """The layout of VCTK 0.92 (two microphones, FLAC) or 0.80 (WAV)."""
+    same = {"p225": "Please call Stella.", "p234": "Please call  Stella", "p315": ""}
+    for speaker, first in same.items():
+        for number, text in enumerate([first, f"Only {speaker} says this."], start=1):
+            name = f"{speaker}/{speaker}_{number:03}"
+            if version == "0.92":
+                put(root / "wav48_silence_trimmed", {f"{name}_mic1.flac": 0.1, f"{name}_mic2.flac": 0.2})
+            else:
+                put(root / "wav48", {f"{name}.wav": 0.1})
+            if speaker != "p315":
+                put(root / "txt", {f"{name}.txt": text + "\n"})
+    return put(root, {"speaker-info.txt": INFO_092 if version == "0.92" else INFO_092.replace("\np", "\n")})
+
+
+@pytest.mark.parametrize(("version", "folder"), [("0.92", "VCTK-Corpus-0.92"), ("0.80", "VCTK-Corpus")])
+def test_vctk(tmp_path: Path, version: str, folder: str, capsys: pytest.CaptureFixture) -> None:
+    root = vctk_tree(tmp_path / folder, version=version)
+    code, splits = run("vctk", tmp_path, tmp_path / "out", "dev=30", "test=30")
+    found = everything(splits)
+    assert code == 0 and list(sorted(found)) == ["p225_001", "p225_002", "p234_001", "p234_002"]
+    name = "wav48_silence_trimmed/p225/p225_002_mic1.flac" if version == "0.92" else "wav48/p225/p225_002.wav"
+    assert found["p225_002"] == Utterance(
+        "p225_002", str(root / name), 0.1, speaker="p225", lang="en", text="Only p225 says this."
+    )
+    of = {row.id: split for split, rows in splits.items() for row in rows}
+    assert of["p225_001"] == of["p234_001"]  # one sentence, punctuated twice, is in one split
+    assert "no transcript: 2 (p315_001, p315_002)" in capsys.readouterr().err
+    _, more = run("vctk", root, tmp_path / "more", "without_text=true", "accents=scottish,american")
+    assert {row.id for row in more["train"]} >= {"p315_001", "p315_002"}
+    assert {row.speaker for row in everything(more).values()} == {"p234", "p315"}
+    if version == "0.92":
+        _, second = run("vctk", root, tmp_path / "mic2", "mic=mic2")
+        assert everything(second)["p225_001"].duration == pytest.approx(0.2)
+
+
+def test_vctk_errors(tmp_path: Path) -> None:
+    root = vctk_tree(tmp_path / "VCTK", version="0.92")
+    with pytest.raises(ManifestError, match="known: American, English, Scottish"):
+        vctk.speakers_by_accent(root, "martian")
+    with pytest.raises(ManifestError, match="known: mic1, mic2"):
+        list(vctk.utterances(root, left_out=lambda name, why: None, mic="mic3"))
+    with pytest.raises(ManifestError, match="has neither wav48_silence_trimmed nor wav48"):
+        vctk.find(tmp_path)
+
+
+# The program
+
+
+def test_prepare_names_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for arguments, part in (
+        (["nope", "a", "b"], "unknown corpus 'nope'; known: folder, librispeech, ljspeech, prompts, vctk"),
+        (
+            ["folder", "a", "b", "langs=en"],
+            "unknown option 'langs=en'; options of this corpus with their defaults: lang=",
+        ),
+        (["folder", "a", "b", "speaker_from_parent=yes"], "expected true or false"),
+        (["folder", "a", "b", "dev=many"], "expected a whole number"),
+        (["folder", str(tmp_path / "none"), "b"], "no such directory"),
+    ):
+        assert prepare.main(arguments) == 2
+        assert part in capsys.readouterr().err
+
+
+def test_prepare_help_shows_examples_and_every_option() -> None:
+    command = [sys.executable, str(ROOT / "recipes" / "prepare.py"), "--help"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    for part in ("prompts downloads data lang=en", "speaker_from_parent=false", "mic=mic1", "subsets="):
+        assert part in done.stdout
+
+
+def test_corpora_know_no_torch() -> None:
+    code = "import sys; sys.path.insert(0, 'recipes'); import prepare\n"
+    code += "[prepare.load_corpus(name) for name in prepare.known_corpora()]; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_prepare_with_only_bad_files_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = put(tmp_path / "in", {"lies.wav": "I am a text."})
+    assert run("folder", root, tmp_path / "out")[0] == 2
+    assert "nothing usable found (1 bad files" in capsys.readouterr().err
+    with pytest.raises(audio.AudioError):
+        audio.info(root / "lies.wav")

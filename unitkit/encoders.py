@@ -1,0 +1,501 @@
+"""Encoders: wav (samples,) to features (frames, dim). MFCC, log-mel, and any transformers speech model up to one layer.
+
+Conventions, all recorded in `settings()` and so in the tokenizer's fingerprint:
+- Frame k of a filterbank or convolutional encoder starts at sample k * hop and spans the receptive field: only frames
+  that lie wholly inside the wav count (Kaldi's snip_edges=True). padding="center" adds (field - hop) / 2 zeros on
+  either side first, so that there are n_samples // hop frames.
+- Layer L is the output of transformer layer L, counted from 1, after its residual connection and, in post-norm models,
+  its norm; 0 is the input of the first layer. The final norm of pre-norm models is never applied, not even at the last
+  layer. Layers above L are neither loaded nor run.
+- Waveforms are scaled to zero mean and unit variance where the checkpoint's preprocessor_config.json says so; without
+  that file, where the model's convolutions use layer norm.
+- Recordings longer than a window (60 s; Whisper 30 s) are encoded in overlapping windows, so that memory is bounded.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unitkit.filterbanks import FIELD, HOP, JSON, FilterbankEncoder, WavEncoder, log_mel_energies, whisper_log_mels
+
+MODELS = {  # short name -> hub id; any other hub id or local directory works as well
+    "hubert-base": "facebook/hubert-base-ls960",
+    "hubert-large": "facebook/hubert-large-ll60k",
+    "mhubert-147": "utter-project/mHuBERT-147",
+    "wav2vec2-base": "facebook/wav2vec2-base",
+    "wav2vec2-large": "facebook/wav2vec2-large-lv60",
+    "xlsr-53": "facebook/wav2vec2-large-xlsr-53",
+    "xls-r-300m": "facebook/wav2vec2-xls-r-300m",
+    "wavlm-base": "microsoft/wavlm-base",
+    "wavlm-base-plus": "microsoft/wavlm-base-plus",
+    "wavlm-large": "microsoft/wavlm-large",
+    "data2vec-audio-base": "facebook/data2vec-audio-base",
+    "data2vec-audio-large": "facebook/data2vec-audio-large",
+    "w2v-bert-2": "facebook/w2v-bert-2.0",
+    "whisper-tiny": "openai/whisper-tiny",
+    "whisper-base": "openai/whisper-base",
+    "whisper-small": "openai/whisper-small",
+    "whisper-large-v3": "openai/whisper-large-v3",
+}
+FILTERBANKS = {"mfcc": ("mfcc", 50), "mfcc@100": ("mfcc", 100), "logmel": ("logmel", 50), "logmel@100": ("logmel", 100)}
+PADDINGS = ("none", "center")
+
+WINDOW_SECONDS, CONTEXT_SECONDS = 60, 4  # long recordings: window, and the context dropped at each joint
+WHISPER_CONTEXT_SECONDS = 2
+WHISPER_PAD_SECONDS = 1  # zeros after the audio instead of silence up to 30 s
+
+# Config fields that change features without showing in the weights.
+_COMMON = ("num_attention_heads", "hidden_act", "layer_norm_eps", "position_embeddings_type")
+_WAVEFORM = ("do_stable_layer_norm", "feat_extract_norm", "feat_extract_activation", "conv_kernel", "conv_stride")
+_POSITION = ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm", "max_bucket_distance")
+_RELATIVE = ("left_max_position_embeddings", "right_max_position_embeddings")
+_WHISPER = ("encoder_attention_heads", "activation_function")
+ARCHITECTURE = _COMMON + _WAVEFORM + _POSITION + _RELATIVE + _WHISPER
+
+
+class Encoder(Protocol):
+    """What a tokenizer needs of its features; dim is their size, rate_hz frames per second."""
+
+    sample_rate: int
+    rate_hz: float
+    dim: int
+    min_samples: int
+
+    def __call__(self, wav: np.ndarray | Tensor) -> Tensor:
+        """(samples,) at sample_rate to (frames, dim) float32 on the encoder's device."""
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames that a wav of `n_samples` gives; 0 below min_samples."""
+
+    def settings(self) -> dict[str, JSON]:
+        """Everything that changes the features, the sha256 of the weights included; not where they came from."""
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the weights, if any, so that load_encoder(directory) gives the same features and settings."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device and return the encoder."""
+
+
+def load_encoder(
+    features: str | os.PathLike[str], *, layer: int | None = None, padding: str = "none", device: str = "cpu"
+) -> Encoder:
+    """Encoder by name ("mfcc", "logmel", a key of MODELS), hub id or local directory.
+
+    `layer` counts from 1 (0 = input of the first layer); by default the layer a saved encoder was cut at, else the
+    middle one, where phone information peaks in most models. `padding` is "none" or "center" (see the module).
+    """
+    name = os.fspath(features)
+    if padding not in PADDINGS:
+        raise ValueError(f"unknown padding {padding!r}; known: {', '.join(PADDINGS)}")
+    if name in FILTERBANKS:
+        if layer is not None:
+            raise ValueError(f"{name} has no layers, but layer={layer} was asked for; leave it out")
+        kind, rate_hz = FILTERBANKS[name]
+        return FilterbankEncoder(kind, rate_hz, padding=padding).to(device)
+    return _load_transformer(name, layer=layer, padding=padding).to(device)
+
+
+class TransformerEncoder(WavEncoder):
+    """A transformers speech model cut after layer `layer`; subclasses know what goes in and how frames are counted."""
+
+    window_s: float = WINDOW_SECONDS
+    context_s: float = CONTEXT_SECONDS
+    normalize: bool = False
+    padding: str = "none"
+
+    def __init__(self, model: Any, *, layer: int, source: str) -> None:
+        """`model` already ends at `layer`; `source` says where it came from and is no part of the settings."""
+        self.model = model.requires_grad_(False).eval()
+        self.config = model.config
+        self.layer, self.source = layer, source
+        self.name = self.config.model_type
+        self.dim = self.config.hidden_size
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames that a wav of `n_samples` gives."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, JSON]:
+        """Everything that changes the features; "weights" is the sha256 of the parameters used."""
+        return {
+            "features": self.name,
+            "layer": self.layer,
+            "convention": "after_residual",
+            "normalize": self.normalize,
+            "padding": self.padding,
+            "sample_rate": self.sample_rate,
+            "rate_hz": self.rate_hz,
+            "window_s": self.window_s,
+            "context_s": self.context_s,
+            "architecture": _architecture(self.config),
+            "weights": self.weights,
+        }
+
+    @cached_property
+    def weights(self) -> str:
+        """sha256 over name, shape and float32 bytes of every parameter and buffer used."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(_canonical_names(self.model.state_dict()).items()):
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and preprocessor_config.json of the cut model."""
+        self.config.unitkit_layer = self.layer  # the default layer of a reload
+        weights = {
+            name: tensor.cpu().contiguous() for name, tensor in _canonical_names(self.model.state_dict()).items()
+        }
+        with _quiet_transformers(local=True):
+            self.config.save_pretrained(directory)
+            self._feature_extractor().save_pretrained(directory)
+        save_file(weights, Path(directory, "model.safetensors"), metadata={"format": "pt"})
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move to a device and return the encoder."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        return self
+
+    def _encode(self, signal: Tensor) -> Tensor:
+        prepared = self._prepare(signal)
+        parts = []
+        for start, kept, stop in _windows(self.n_frames(len(signal)), self._window_frames, self._context_frames):
+            hidden = self._run(prepared, start, min(start + self._window_frames, self.n_frames(len(signal))))
+            parts.append(hidden[kept - start : stop - start])
+        return torch.cat(parts)
+
+    @property
+    def _window_frames(self) -> int:
+        return int(self.window_s * self.rate_hz)
+
+    @property
+    def _context_frames(self) -> int:
+        return int(self.context_s * self.rate_hz)
+
+    def _prepare(self, signal: Tensor) -> Tensor:
+        """What the windows are cut from, made once for the whole recording."""
+        raise NotImplementedError
+
+    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
+        """Layer output (stop - start, dim) of the frames start .. stop."""
+        raise NotImplementedError
+
+    def _feature_extractor(self) -> Any:
+        """The transformers front-end that matches, to be saved beside the weights."""
+        raise NotImplementedError
+
+
+class WaveformEncoder(TransformerEncoder):
+    """HuBERT, wav2vec 2.0 and XLS-R, WavLM, data2vec-audio: convolutions on the waveform, then layers."""
+
+    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
+        """The final norm of a pre-norm model is taken out: we want the layer, not the model's output."""
+        if getattr(model.config, "do_stable_layer_norm", False):
+            model.encoder.layer_norm = nn.Identity()
+        super().__init__(model, layer=layer, source=source)
+        by_style = getattr(self.config, "feat_extract_norm", "layer") != "group"
+        self.normalize = bool(preprocessor.get("do_normalize", by_style))
+        self.sample_rate = preprocessor.get("sampling_rate", 16000)
+        self.hop, self.field = _hop_and_field(self.config.conv_kernel, self.config.conv_stride)
+        self.padding = padding
+        self.pad = (self.field - self.hop) // 2 if padding == "center" else 0
+        self.min_samples = self.field - 2 * self.pad
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames that a wav of `n_samples` gives."""
+        return max(0, (n_samples + 2 * self.pad - self.field) // self.hop + 1) if n_samples >= self.min_samples else 0
+
+    def _prepare(self, signal: Tensor) -> Tensor:
+        if self.normalize:
+            signal = (signal - signal.mean()) / torch.sqrt(signal.var(unbiased=False) + 1e-7)
+        return nn.functional.pad(signal, (self.pad, self.pad))
+
+    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
+        # The samples after the last frame go in as well: group norm averages over them.
+        last = (stop - 1) * self.hop + self.field
+        end = len(prepared) if last + self.hop > len(prepared) else last
+        return self.model(prepared[None, start * self.hop : end]).last_hidden_state[0]
+
+    def _feature_extractor(self) -> Any:
+        from transformers import Wav2Vec2FeatureExtractor
+
+        return Wav2Vec2FeatureExtractor(do_normalize=self.normalize, sampling_rate=self.sample_rate)
+
+
+class BertEncoder(TransformerEncoder):
+    """w2v-BERT 2.0: Kaldi log-mels, normalised per bin over the recording, stacked in pairs, then conformer layers."""
+
+    hop = 320
+    min_samples = FIELD + HOP
+    normalize = True  # per mel bin
+
+    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
+        """Only unpadded audio: an odd last log-mel frame is dropped, which is what masking it amounts to."""
+        _refuse_padding(padding, model.config.model_type)
+        super().__init__(model, layer=layer, source=source)
+        self.n_mels = self.config.feature_projection_input_dim // 2
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames that a wav of `n_samples` gives."""
+        return ((n_samples - FIELD) // HOP + 1) // 2 if n_samples >= self.min_samples else 0
+
+    def _prepare(self, signal: Tensor) -> Tensor:
+        mels = log_mel_energies(signal * 2**15, n_mels=self.n_mels)  # Kaldi's 16-bit scale
+        mels = (mels - mels.mean(dim=0)) / torch.sqrt(mels.var(dim=0) + 1e-7)
+        whole = len(mels) // 2
+        return mels[: 2 * whole].reshape(whole, 2 * self.n_mels).float()
+
+    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
+        return self.model(prepared[None, start:stop]).last_hidden_state[0]
+
+    def _feature_extractor(self) -> Any:
+        from transformers import SeamlessM4TFeatureExtractor
+
+        return SeamlessM4TFeatureExtractor(feature_size=self.n_mels, num_mel_bins=self.n_mels, padding_value=1.0)
+
+
+class WhisperEncoder(TransformerEncoder):
+    """Whisper's encoder on the audio and a fixed second of zeros after it, never 30 s of silence; n // 320 frames.
+
+    Whisper itself pads every clip to 30 s; that costs up to 15 times more for the same positions and layers. What we
+    do instead is in the settings ("pad_s"). Longer audio goes through 30 s windows that overlap.
+    """
+
+    hop = 320
+    min_samples = 320
+    context_s = WHISPER_CONTEXT_SECONDS
+    pad_s: float = WHISPER_PAD_SECONDS
+
+    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
+        """The model is only the encoder half."""
+        _refuse_padding(padding, model.config.model_type)
+        super().__init__(model, layer=layer, source=source)
+        self.window_s = self.config.max_source_positions / self.rate_hz
+        self.dim = self.config.d_model
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames that a wav of `n_samples` gives."""
+        return n_samples // self.hop
+
+    def settings(self) -> dict[str, JSON]:
+        """Everything that changes the features."""
+        return {**super().settings(), "pad_s": self.pad_s}
+
+    def _prepare(self, signal: Tensor) -> Tensor:
+        return signal
+
+    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
+        last = stop * self.hop
+        end = len(prepared) if last + self.hop > len(prepared) else last
+        length = min(self._window_frames, stop - start + int(self.pad_s * self.rate_hz)) * self.hop
+        piece = prepared[start * self.hop : end][:length]
+        mels = whisper_log_mels(nn.functional.pad(piece, (0, length - len(piece))), n_mels=self.config.num_mel_bins)
+        model = self.model
+        hidden = nn.functional.gelu(model.conv1(mels[None]))
+        hidden = nn.functional.gelu(model.conv2(hidden)).transpose(1, 2)  # (1, frames, dim)
+        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
+        for block in model.layers:
+            output = block(hidden, None)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden[0, : stop - start]
+
+    def _feature_extractor(self) -> Any:
+        from transformers import WhisperFeatureExtractor
+
+        return WhisperFeatureExtractor(feature_size=self.config.num_mel_bins)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How to load one model_type: class in transformers, our encoder, and the config field that counts its layers."""
+
+    model: str
+    encoder: type[WaveformEncoder] | type[BertEncoder] | type[WhisperEncoder] = WaveformEncoder
+    layers: str = "num_hidden_layers"
+
+
+FAMILIES = {
+    "hubert": _Family("HubertModel"),
+    "wav2vec2": _Family("Wav2Vec2Model"),
+    "wavlm": _Family("WavLMModel"),
+    "data2vec-audio": _Family("Data2VecAudioModel"),
+    "wav2vec2-bert": _Family("Wav2Vec2BertModel", BertEncoder),
+    "whisper": _Family("models.whisper.modeling_whisper.WhisperEncoder", WhisperEncoder, "encoder_layers"),
+}
+
+
+def _load_transformer(name: str, *, layer: int | None, padding: str) -> TransformerEncoder:
+    source = _locate(name)
+    with _quiet_transformers(local=os.path.isdir(source)):
+        config = _read_config(source)
+        if config.model_type not in FAMILIES:
+            raise ValueError(f"{source} is a {config.model_type!r} model; known families: {', '.join(FAMILIES)}")
+        family = FAMILIES[config.model_type]
+        chosen = _choose_layer(config, family, layer, source)
+        _cut_config(config, family, chosen)
+        model = _read_model(source, config, family)
+        preprocessor = _read_preprocessor(source)
+    return family.encoder(model, layer=chosen, source=source, preprocessor=preprocessor, padding=padding)
+
+
+def _locate(name: str) -> str:
+    """A local directory as it is, a short name as its hub id, and a hub id as it is."""
+    if os.path.isdir(name):
+        return name
+    if name in MODELS:
+        return MODELS[name]
+    # A hub id is "owner/model"; anything else with a slash was meant as a path.
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        return name
+    known = ", ".join([*FILTERBANKS, *MODELS])
+    raise ValueError(f"unknown features {name!r}; known: {known}; a Hugging Face hub id or a local directory works too")
+
+
+def _read_config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    if os.path.isdir(source) and not Path(source, "config.json").is_file():
+        raise ValueError(f"{source} holds no config.json, so it is no transformers checkpoint")
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(_unreachable(source, error)) from error
+
+
+def _unreachable(source: str, error: OSError) -> str:
+    why = str(error).splitlines()[0]
+    return f"cannot get {source} from the Hugging Face hub ({why}). Check the name and the network, or give a directory"
+
+
+def _choose_layer(config: Any, family: _Family, layer: int | None, source: str) -> int:
+    total = getattr(config, family.layers)
+    chosen = getattr(config, "unitkit_layer", max(1, total // 2)) if layer is None else layer
+    if not 0 <= chosen <= total:
+        raise ValueError(f"{source} has no layer {chosen}; known: 0 (input of the first layer) to {total}")
+    return chosen
+
+
+def _cut_config(config: Any, family: _Family, layer: int) -> None:
+    """Make the config build layers 1..layer only, without training-time masking, adapters or layer drop."""
+    setattr(config, family.layers, layer)
+    off = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
+    flags = {"apply_spec_augment": False, "add_adapter": False, "use_intermediate_ffn_before_adapter": False}
+    for key, value in {**off, **flags}.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+
+
+def _read_model(path: str, config: Any, family: _Family) -> Any:
+    """The cut model in float32 with every weight it uses found; pickled weights are refused."""
+    import transformers
+
+    loader: Any = transformers
+    for part in family.model.split("."):
+        loader = getattr(loader, part)
+    names = {r"^(model\.)?encoder\.": ""} if family.encoder is WhisperEncoder else None
+    try:
+        model, found = loader.from_pretrained(
+            path, config=config, use_safetensors=True, dtype=torch.float32, key_mapping=names, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(_no_safetensors(path, error)) from error
+    if missing := {key for key in found["missing_keys"] if not _is_final_norm(key, config)}:
+        raise ValueError(f"{path} lacks {len(missing)} weights of {family.model}, such as {min(missing)}")
+    return model
+
+
+def _no_safetensors(source: str, error: OSError) -> str:
+    if not os.path.isdir(source):
+        return _unreachable(source, error)
+    return (
+        f"{source} holds no model.safetensors. Pickled weights (pytorch_model.bin) can run code and are not read; "
+        'convert them once where you trust them: python -c "from transformers import AutoModel; '
+        f"AutoModel.from_pretrained('{source}', weights_only=True).save_pretrained('{source}')\""
+    )
+
+
+def _is_final_norm(key: str, config: Any) -> bool:
+    """The norm after the last layer, which we take out and do not save."""
+    if config.model_type == "whisper":
+        return key.startswith("layer_norm.")
+    return getattr(config, "do_stable_layer_norm", False) and key.startswith("encoder.layer_norm.")
+
+
+def _read_preprocessor(source: str) -> dict[str, Any]:
+    """preprocessor_config.json, or nothing where there is none."""
+    from transformers import FeatureExtractionMixin
+
+    try:
+        return FeatureExtractionMixin.get_feature_extractor_dict(source)[0]
+    except OSError:
+        return {}
+
+
+def _windows(n_frames: int, window: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """(start of the window, first frame kept, end of the frames kept); every window is full where there are several."""
+    if n_frames <= window:
+        yield 0, 0, n_frames
+        return
+    step = window - 2 * context
+    for kept in range(0, n_frames, step):
+        yield min(max(0, kept - context), n_frames - window), kept, min(kept + step, n_frames)
+
+
+def _architecture(config: Any) -> dict[str, JSON]:
+    """The fields of ARCHITECTURE this config has, as they look after a trip through JSON."""
+    found = {key: getattr(config, key) for key in ARCHITECTURE if hasattr(config, key)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def _hop_and_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
+    """Hop and receptive field in samples of stacked convolutions."""
+    hop, field = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        field += (kernel - 1) * hop
+        hop *= stride
+    return hop, field
+
+
+def _canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Old and new torch name the two halves of a weight norm differently; the hash must not see it."""
+    renamed = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    result = {}
+    for name, tensor in weights.items():
+        for new, old in renamed.items():
+            name = name.replace(new, old)
+        result[name] = tensor
+    return result
+
+
+def _refuse_padding(padding: str, family: str) -> None:
+    if padding != "none":
+        raise ValueError(f"padding {padding!r} is for encoders of the waveform; {family} knows only 'none'")
+
+
+@contextmanager
+def _quiet_transformers(*, local: bool) -> Iterator[None]:
+    """No reports of the layers we leave out on purpose; download bars stay."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,470 @@
+"""One self-contained HTML page per run: players, waveforms over unit timelines, training curves, scores."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from unitkit import audio
+from unitkit.manifest import Utterance, atomic_text, read_manifest
+from unitkit.units import Units, UnitsHeader, bitrate, read_header, read_units
+
+AUDIO_BUDGET = 6_500_000  # bytes of FLAC in all: base64 adds a third, and a page over 10 MB is a nuisance to send
+LENGTHS = (1.0, 8.0)  # seconds; single words say little, and a long timeline cannot be read
+COLUMNS = 480  # points of a waveform across the page
+POINTS = 200  # points of a training curve
+
+# What the parts of a recipe are called on the page; other names are shown as they are.
+SYSTEMS = {
+    "frames": "resynthesis from frame-level units",
+    "dedup": "resynthesis from deduplicated units, durations predicted",
+    "shuffled": "control: the same units in random order",
+}
+METRICS = {
+    "wer": ("Word error rate (%)", "lower"),
+    "cer": ("Character error rate (%)", "lower"),
+    "mel": ("Log-mel distance", "lower"),
+    "mcd": ("Mel-cepstral distortion (dB)", "lower"),
+    "f0_rmse": ("F0 error (Hz, RMS)", "lower"),
+    "f0_rmse_hz": ("F0 error (Hz, RMS)", "lower"),
+    "f0_cents": ("F0 error (cents, RMS)", "lower"),
+    "f0_rmse_cents": ("F0 error (cents, RMS)", "lower"),
+    "voicing": ("Voicing error (% of frames)", "lower"),
+    "voicing_error": ("Voicing error (% of frames)", "lower"),
+    "speaker": ("Speaker similarity (cosine)", "higher"),
+    "dnsmos": ("DNSMOS (1–5)", "higher"),
+    "distillmos": ("DistillMOS (1–5)", "higher"),
+    "uer": ("Unit error rate, encoded again (%)", "lower"),
+    "ued": ("Unit edit distance, encoded again (%)", "lower"),
+}
+CURVES = {
+    "mel": "log-mel distance (mean absolute, ln)",
+    "durations": "duration loss (squared, log frames)",
+    "loss": "total loss, weighted",
+    "stft": "multi-resolution STFT loss",
+    "adversarial": "adversarial loss",
+    "features": "feature-matching loss",
+    "judges": "discriminator loss",
+}
+
+
+class ReportError(ValueError):
+    """Inputs from which no page can be made; the text names what is missing."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of one unit: `start` and `width` in percent of the time axis."""
+
+    unit: int
+    start: float
+    width: float
+    colour: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One recording: a player, its waveform, and a strip of blocks per codebook (none if it was not encoded)."""
+
+    name: str
+    about: str
+    source: str
+    seconds: float
+    width: float  # percent of the time axis
+    wave: str
+    strips: list[list[Block]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One held-out utterance: the original first, then every system that spoke it, on one time axis (seconds)."""
+
+    utterance: Utterance
+    lanes: list[Lane]
+    peak: float
+    ticks: list[tuple[float, str]]  # percent, seconds
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: `points` is an SVG point list, `dots` are (x, y, text), `last` the final value."""
+
+    name: str
+    kind: str
+    points: str
+    dots: list[tuple[float, float, str]]
+    last: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves of one training metric over steps; ticks are (position, text)."""
+
+    title: str
+    label: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric of the table: the originals, every system, the control, and how all of it was computed."""
+
+    split: str
+    label: str
+    better: str
+    reference: str
+    values: dict[str, tuple[str, str]]  # system -> value, interval
+    control: str
+    n: str
+    signature: str
+
+
+def report_experiment(exp: Path, reference: Path, out: Path, *, title: str, notes: str = "", max_items: int = 8) -> Path:
+    """Write the page of a recipe's experiment directory, which holds units/test.jsonl, synth/*, scores.jsonl.
+
+    Training logs are every */metrics.jsonl.  Systems come in the order frames, dedup, others, shuffled.
+    """
+    order = {name: i for i, name in enumerate(("frames", "dedup", "", "shuffled"))}
+    found = sorted(exp.glob("synth/*/manifest.jsonl"), key=lambda p: (order.get(p.parent.name, 2), p.parent.name))
+    scores = exp / "scores.jsonl"
+    return write_report(
+        out,
+        title=title,
+        systems=[(path.parent.name, path) for path in found],
+        reference=reference,
+        units=exp / "units" / "test.jsonl",
+        metrics=sorted(exp.glob("*/metrics.jsonl")),
+        scores=scores if scores.exists() else None,
+        max_items=max_items,
+        notes=notes,
+    )
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    systems: Sequence[tuple[str, Path]],
+    reference: Path,
+    units: Path,
+    metrics: Sequence[Path] = (),
+    scores: Path | None = None,
+    max_items: int = 8,
+    notes: str = "",
+) -> Path:
+    """Write one HTML file that needs no other file and asks nothing of the network; returns `out`.
+
+    Args:
+        systems: (name, synthesis manifest); a `units.jsonl` beside the manifest is the synthesis encoded again.
+        reference: manifest of the original recordings; ids tie everything together.
+        units: unit file of the originals.
+        metrics: training logs, `{"step", "split", "seconds", name: value...}` a line.
+        scores: score rows, one JSON object a line.
+        max_items: utterances shown, spread evenly over the held-out ones from long to short.
+        notes: plain text under the title; an empty line starts a paragraph.
+
+    Raises:
+        ReportError: no utterance is in the reference, the units and a system.
+        FingerprintError: a synthesis was encoded with another tokenizer than `units`.
+    """
+    header = read_header(units)
+    total = bitrate(read_units(units))
+    items, candidates = _items(systems, reference, units, header, max_items)
+    rows = _read_jsonl(scores) if scores else []
+    page = _environment().get_template("report.html.jinja").render(
+        title=title,
+        notes=[paragraph.strip() for paragraph in notes.split("\n\n") if paragraph.strip()],
+        facts=_facts(header, total.seconds, total.bits_per_second, total.dedup_bps, candidates),
+        header=header,
+        items=items,
+        candidates=candidates,
+        lengths=LENGTHS,
+        columns=COLUMNS,
+        charts=[chart for path in metrics for chart in _charts(path, many=len(metrics) > 1)],
+        trained=[text for path in metrics if (text := _trained(path))],
+        score_rows=_score_rows(rows),
+        score_systems=list(dict.fromkeys(str(row["system"]) for row in rows)),
+        about=SYSTEMS,
+    )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_text(out) as file:
+        file.write(page)
+    return out
+
+
+def _environment() -> Environment:
+    folder = Path(__file__).resolve().parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    return environment
+
+
+def _csp_hash(text: str) -> str:
+    """The source expression that lets exactly this inline script or style through the content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()}'"
+
+
+def _facts(header: UnitsHeader, seconds: float, bps: float, dedup_bps: float, count: int) -> list[tuple[str, str]]:
+    books = f" × {header.codebooks} codebooks" if header.codebooks > 1 else ""
+    return [
+        ("tokenizer", header.tokenizer),
+        ("units", f"{header.n_units}{books} at {header.rate_hz:g} Hz"),
+        ("one frame", f"{1000 / header.rate_hz:g} ms"),
+        ("bitrate", f"{bps:.0f} bit/s, {dedup_bps:.0f} deduplicated"),
+        ("held out", f"{count} utterances, {seconds / 60:.1f} min"),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- listening
+
+
+def _items(
+    systems: Sequence[tuple[str, Path]], reference: Path, units: Path, header: UnitsHeader, max_items: int
+) -> tuple[list[Item], int]:
+    """The utterances shown, and how many there were to choose from."""
+    lengths = {one.id: one.duration for one in read_units(units)}
+    spoken = {name: {row.id: row for row in read_manifest(path)} for name, path in systems}
+    originals = {row.id: row for row in read_manifest(reference) if row.id in lengths}
+    shared = [key for key in originals if any(key in rows for rows in spoken.values())]
+    if not shared:
+        names = ", ".join(name for name, _ in systems) or "no system"
+        raise ReportError(f"no utterance is in {reference}, in {units} and in a synthesis manifest ({names})")
+    chosen = _spread({key: lengths[key] for key in shared}, max_items)
+    encoded = {"original": _picked(units, chosen, header)}
+    for name, path in systems:
+        again = path.parent / "units.jsonl"
+        encoded[name] = _picked(again, chosen, header) if again.exists() else {}
+    items, spent = [], 0
+    for key in chosen:
+        recordings = {"original": originals[key]} | {name: rows[key] for name, rows in spoken.items() if key in rows}
+        item = _item(originals[key], recordings, {name: found.get(key) for name, found in encoded.items()})
+        spent += sum(len(lane.source) for lane in item.lanes) * 3 // 4
+        if items and spent > AUDIO_BUDGET:
+            break
+        items.append(item)
+    return items, len(shared)
+
+
+def _spread(lengths: dict[str, float], count: int) -> list[str]:
+    """`count` ids evenly spread over the lengths (seconds), longest first; nobody picked them by ear."""
+    handy = [key for key, seconds in lengths.items() if LENGTHS[0] <= seconds <= LENGTHS[1]]
+    ranked = sorted(handy or lengths, key=lambda key: (-lengths[key], key))
+    count = min(count, len(ranked))
+    return [ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count)]
+
+
+def _picked(path: Path, ids: Iterable[str], header: UnitsHeader) -> dict[str, Units]:
+    wanted = set(ids)
+    return {one.id: one for one in read_units(path, tokenizer=header.tokenizer) if one.id in wanted}
+
+
+def _item(original: Utterance, recordings: dict[str, Utterance], encoded: dict[str, Units | None]) -> Item:
+    sounds = {name: _sound(row) for name, row in recordings.items()}
+    seconds = max(len(wav) / rate for wav, rate in sounds.values())
+    peak = max(1e-3, *(float(np.abs(wav).max()) for wav, _ in sounds.values()))
+    lanes = []
+    for name, (wav, rate) in sounds.items():
+        units = encoded.get(name)
+        lanes.append(
+            Lane(
+                name=name,
+                about="the recording" if name == "original" else SYSTEMS.get(name, ""),
+                source=_flac(wav, rate),
+                seconds=len(wav) / rate,
+                width=100 * len(wav) / rate / seconds,
+                wave=_envelope(wav / peak, round(COLUMNS * len(wav) / rate / seconds)),
+                strips=_strips(units, seconds) if units is not None else [],
+            )
+        )
+    ticks = [(100 * at / seconds, f"{at:g}") for at in _round_ticks(0, seconds, 8)]
+    return Item(original, lanes, peak, ticks)
+
+
+def _sound(row: Utterance) -> tuple[np.ndarray, int]:
+    """Mono wav (samples,) at the file's own rate, and that rate."""
+    rate = audio.info(row.audio).rate
+    return audio.read(row.audio, rate, start=row.start or 0.0, duration=row.duration), rate
+
+
+def _flac(wav: np.ndarray, rate: int) -> str:
+    """Base64 of a 16-bit FLAC: lossless, half the size of wav, and every current browser plays it."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wav, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _envelope(wav: np.ndarray, columns: int) -> str:
+    """SVG path of the lowest and highest sample per column, in a box of `columns` by 200."""
+    edges = np.linspace(0, len(wav), max(2, min(columns, len(wav))) + 1).astype(int)
+    high = np.round(100 - 100 * np.maximum.reduceat(wav, edges[:-1])).astype(int)
+    low = np.round(100 - 100 * np.minimum.reduceat(wav, edges[:-1])).astype(int)
+    x = np.linspace(0, columns, len(high)).round(1)
+    there = " ".join(f"{a:g} {b}" for a, b in zip(x, high, strict=True))
+    back = " ".join(f"{a:g} {b}" for a, b in zip(x[::-1], low[::-1] + 1, strict=True))  # + 1: silence is a line too
+    return f"M{there} {back}Z"
+
+
+def _strips(units: Units, seconds: float) -> list[list[Block]]:
+    books = units.ids[:, None] if units.ids.ndim == 1 else units.ids  # (frames, codebooks)
+    return [list(_blocks(replace(units, ids=books[:, i]), i, seconds)) for i in range(books.shape[1])]
+
+
+def _blocks(units: Units, codebook: int, seconds: float) -> Iterator[Block]:
+    reduced, durations = units.dedup()
+    start = 0
+    for unit, frames in zip(reduced.ids.tolist(), durations.tolist(), strict=True):
+        begin, end = start / units.rate_hz, (start + frames) / units.rate_hz
+        title = f"unit {unit} · {begin:.2f}–{end:.2f} s · {frames} frame{'s' if frames > 1 else ''}"
+        yield Block(unit, 100 * begin / seconds, 100 * (end - begin) / seconds, unit_colour(unit, codebook), title)
+        start += frames
+
+
+def unit_colour(unit: int, codebook: int = 0) -> str:
+    """The CSS colour of a unit: the same on every page, neighbouring ids far apart, light enough for dark text."""
+    hue = (unit * 0.618034 + codebook * 0.27) % 1 * 360
+    return f"hsl({hue:.0f} {(62, 78, 46)[unit % 3]}% {(66, 78, 58)[unit // 3 % 3]}%)"
+
+
+# ---------------------------------------------------------------------------------------------------- curves
+
+
+def _charts(path: Path, *, many: bool) -> list[Chart]:
+    """Up to four charts of a training log: what dev measures first, then the losses that are only trained on."""
+    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in _read_jsonl(path):
+        for name, value in row.items():
+            if name not in ("step", "split", "seconds") and math.isfinite(float(value)):
+                series.setdefault((row["split"], name), []).append((row["step"], float(value)))
+    names = [name for split, name in series if split == "dev" and not name.endswith("_shuffled")]
+    names += [name for split, name in series if split == "train" and name in CURVES and name not in names]
+    prefix = f"{path.parent.name}: " if many else ""
+    return [_chart(name, series, title=prefix + name) for name in names[:4]]
+
+
+def _chart(name: str, series: dict[tuple[str, str], list[tuple[float, float]]], *, title: str) -> Chart:
+    """One chart in a box of 400 by 230; the plot itself spans x 44..388 and y 12..190."""
+    wanted = (("train", name, "train"), ("dev", name, "dev"), ("dev", f"{name}_shuffled", "control"))
+    shown = {kind: _thinned(series[split, key]) for split, key, kind in wanted if (split, key) in series}
+    steps = [x for points in shown.values() for x, _ in points]
+    values = [y for points in shown.values() for _, y in points]
+    y_ticks = _round_ticks(min(0.0, min(values)), _calm_top(shown), 5, cover=True)
+    right, bottom, top = max(steps), y_ticks[0], max(y_ticks[-1], y_ticks[0] + 1e-9)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 44 + 344 * x / max(right, 1), 190 - 178 * (min(y, top) - bottom) / (top - bottom)
+
+    names = {"train": "train", "dev": "dev", "control": "dev, units shuffled (control)"}
+    lines = []
+    for kind, points in shown.items():
+        placed = [place(x, y) for x, y in points]
+        dots = [(*at, f"step {x:.0f}: {y:.4g}") for at, (x, y) in zip(placed, points, strict=True)]
+        text = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        lines.append(Line(names[kind], kind, text, dots if kind != "train" and len(dots) <= 60 else [], f"{points[-1][1]:.3g}"))
+    return Chart(
+        title=title,
+        label=CURVES.get(name, name),
+        lines=lines,
+        x_ticks=[(place(x, 0)[0], _short(x)) for x in _round_ticks(0, right, 5)],
+        y_ticks=[(place(0, y)[1], f"{y:g}") for y in y_ticks],
+    )
+
+
+def _calm_top(shown: dict[str, list[tuple[float, float]]]) -> float:
+    """Top of the y axis: the start of training may leave the box, what comes after its first twentieth may not."""
+    tops = [max(y for _, y in points[len(points) // 20 :]) for points in shown.values()]
+    return max(tops) * 1.04 or 1.0
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most POINTS points: means of equal shares."""
+    if len(points) <= POINTS:
+        return points
+    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in np.array_split(np.array(points), POINTS)]
+
+
+def _round_ticks(low: float, high: float, count: int, *, cover: bool = False) -> list[float]:
+    """Some `count` round numbers from `low` on, the last at or just below `high`; with `cover`, at or above it."""
+    rough = max(high - low, 1e-9) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step - 1e-9) if cover else math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def _short(number: float) -> str:
+    return f"{number / 1000:g}k" if number >= 10_000 else f"{number:g}"
+
+
+def _trained(path: Path) -> str:
+    rows = _read_jsonl(path)
+    if not rows:
+        return ""
+    last = max(rows, key=lambda row: float(row["step"]))
+    return f"{path.parent.name}: {last['step']:,} steps in {float(last.get('seconds', 0)) / 60:.1f} minutes"
+
+
+# ---------------------------------------------------------------------------------------------------- scores
+
+
+def _score_rows(rows: list[dict[str, Any]]) -> list[ScoreRow]:
+    """One row per split and metric; rows computed differently (another signature) are never merged."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((str(row["split"]), str(row["metric"]), str(row["signature"])), []).append(row)
+    table = []
+    for (split, metric, signature), group in groups.items():
+        label, better = METRICS.get(metric, (metric, ""))
+        table.append(
+            ScoreRow(
+                split=split,
+                label=label,
+                better=better,
+                reference=_common(group, "reference"),
+                values={str(row["system"]): (_number(row["value"]), _interval(row)) for row in group},
+                control=_common(group, "control"),
+                n=_common(group, "n"),
+                signature=signature,
+            )
+        )
+    return table
+
+
+def _common(group: list[dict[str, Any]], key: str) -> str:
+    """The value all systems share; several different ones are all shown."""
+    return " / ".join(dict.fromkeys(_number(row[key]) for row in group if row.get(key) is not None)) or "–"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{_number(row['low'])}–{_number(row['high'])}" if "low" in row and "high" in row else ""
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ReportError(f"{path}:{number}: not a JSON object: {line[:60]!r}") from error
+    return rows

@@ -1,0 +1,400 @@
+"""The tokenizer: encoder, quantizer and conventions in one artefact, named by the fingerprint of all that makes units.
+
+The fingerprint is the first 12 hex digits of the sha256 of canonical JSON: the encoder's settings (with a hash of its
+weights), the quantizer's settings and tensors, and the conventions below.  Where a tokenizer lies, who fitted it and
+on what is kept beside it but is no part of the fingerprint.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unitkit import audio
+from unitkit.encoders import Encoder, load_encoder
+from unitkit.manifest import Utterance, read_manifest
+from unitkit.quantizers import KMeans, sample_frames
+from unitkit.units import FingerprintError, Units, UnitsHeader, check_fingerprint
+
+FORMAT = 1
+DEFAULT = "prompts-mfcc100"
+BUNDLED = Path(__file__).parent / "bundled"
+CONVENTIONS = {"channels": "mean", "resampling": "soxr HQ", "samples": "float32, full scale 1"}
+FILES = {"tokenizer.json", "model.safetensors", "card.md", "encoder"}
+
+Speech = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
+
+
+class TokenizerError(ValueError):
+    """A tokenizer directory that cannot be used or must not be replaced."""
+
+
+class Tokenizer:
+    """Speech to units.  `fingerprint` names it; every unit file and model made with it carries that name."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        quantizer: KMeans,
+        *,
+        recipe: dict[str, Any],
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        """`recipe` holds the arguments of `load_encoder` that give `encoder`; `provenance` is shown on the card."""
+        self.encoder, self.quantizer = encoder, quantizer
+        self.recipe, self.provenance = recipe, provenance or {}
+        self.fingerprint = _fingerprint(encoder, quantizer)
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second."""
+        return float(self.encoder.rate_hz)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second the encoder works at; other rates are resampled to it."""
+        return self.encoder.sample_rate
+
+    @property
+    def n_units(self) -> int:
+        """Units per codebook."""
+        return self.quantizer.n_units
+
+    @property
+    def codebooks(self) -> int:
+        """Units per frame."""
+        return self.quantizer.codebooks
+
+    def header(self) -> UnitsHeader:
+        """The header of unit files made with this tokenizer."""
+        return UnitsHeader(self.fingerprint, self.rate_hz, self.n_units, self.codebooks)
+
+    # ------------------------------------------------------------------------------------------------- fitting
+
+    @classmethod
+    def fit(
+        cls,
+        manifest: str | os.PathLike[str] | Iterable[Utterance],
+        *,
+        features: str = "mfcc",
+        layer: int | None = None,
+        units: int = 100,
+        codebooks: int = 1,
+        kind: str = "plain",
+        max_frames: int = 1_000_000,
+        seed: int = 0,
+        device: str = "auto",
+        padding: str = "none",
+        on_error: Callable[[Utterance, Exception], None] | None = None,
+        progress: Callable[[Utterance], None] | None = None,
+    ) -> Self:
+        """Fit k-means to the features of a manifest.
+
+        Features are streamed; a seeded uniform sample of at most `max_frames` frames is kept, whatever the corpus size:
+        max_frames × dim × 4 bytes, twice that while k-means runs.  A bad file raises, unless `on_error` is given: then
+        it is told of it and the file is skipped.  `progress` is called after each utterance.
+        """
+        where = pick_device(device)
+        encoder = load_encoder(features, layer=layer, padding=padding, device=where)
+        recipe = {"features": os.fspath(features), "layer": encoder.settings().get("layer"), "padding": padding}
+        named = isinstance(manifest, str | os.PathLike)
+        tally: dict[str, Any] = {"utterances": 0, "skipped": 0, "seconds": 0.0}
+        utterances = read_manifest(manifest) if named else manifest
+        stream = _stream(encoder, utterances, on_error, progress, tally)
+        frames = sample_frames(stream, max_frames, seed=seed)
+        quantizer = KMeans.fit(frames, units, codebooks=codebooks, kind=kind, seed=seed, device=where)
+        provenance = {
+            "data": os.fspath(manifest) if named else "utterances given in Python",
+            **tally,
+            "max_frames": max_frames,
+            "seed": seed,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        return cls(encoder, quantizer.to(where), recipe=recipe, provenance=provenance)
+
+    # ---------------------------------------------------------------------------------------------------- using
+
+    @overload
+    def encode(self, x: Speech, *, rate: int | None = None) -> Units: ...
+    @overload
+    def encode(self, x: list[Any] | tuple[Any, ...], *, rate: int | None = None) -> list[Units]: ...
+    def encode(self, x: Any, *, rate: int | None = None) -> Units | list[Units]:
+        """Units of a path, an `Utterance`, or a wav (samples,) with its `rate` in Hz; of a list, a list.
+
+        An utterance with `start` is that part of its file, else the whole file.  The answer for one input does not
+        depend on what else is in the list.
+        """
+        if isinstance(x, list | tuple):
+            return [self.encode(one, rate=rate) for one in x]
+        if isinstance(x, np.ndarray | Tensor):
+            wav, name, label = self._wav(x, rate), "array", ""
+        else:
+            utterance = x if isinstance(x, Utterance) else Utterance(Path(x).stem, os.fspath(x))
+            wav, name, label = read_speech(utterance, self.sample_rate), utterance.audio, utterance.id
+        ids = self.quantizer.assign(_features(self.encoder, wav, name))
+        return Units(ids.cpu().numpy(), self.rate_hz, self.n_units, self.fingerprint, label)
+
+    def _wav(self, wav: np.ndarray | Tensor, rate: int | None) -> np.ndarray:
+        wav = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
+        if rate is None:
+            raise ValueError(f"say at which rate the samples are: encode(wav, rate={self.sample_rate})")
+        if wav.ndim != 1 or wav.dtype.kind != "f":
+            raise ValueError(f"a wav is float (samples,) in -1..1, mono, not {wav.dtype} of shape {wav.shape}")
+        if not np.isfinite(wav).all():
+            raise ValueError("the wav holds NaN or infinity")
+        wav = wav.astype(np.float32, copy=False)
+        return wav if rate == self.sample_rate else audio.resample(wav, rate, self.sample_rate)
+
+    def embed(self, units: Units) -> Tensor:
+        """Features (frames, dim) that `units` stand for: their centroids."""
+        check_fingerprint(self.fingerprint, units.tokenizer, what=f"units {units.id!r} to embed")
+        return self.quantizer.decode(units.ids)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move encoder and quantizer to `device`."""
+        self.encoder, self.quantizer = self.encoder.to(device), self.quantizer.to(device)
+        return self
+
+    # ---------------------------------------------------------------------------------------------------- files
+
+    def save(self, directory: str | os.PathLike[str], *, card: str = "", overwrite: bool = False) -> None:
+        """Write the directory in one step; `card` is added to the card.  It can be moved and loaded anywhere.
+
+        A directory that holds another tokenizer is replaced only with `overwrite`; one that holds other files never.
+        """
+        target = Path(directory)
+        _refuse_replacing(target, self.fingerprint, overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            scratch.mkdir()
+            self._write(scratch, card)
+            _swap(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _write(self, directory: Path, card: str) -> None:
+        (directory / "encoder").mkdir()
+        self.encoder.save(directory / "encoder")
+        own_encoder = any((directory / "encoder").iterdir())
+        if not own_encoder:
+            (directory / "encoder").rmdir()
+        save_file(self.quantizer.state(), directory / "model.safetensors")
+        facts = {
+            "unitkit_tokenizer": FORMAT,
+            **self._identity(),
+            "recipe": self.recipe,
+            "provenance": self.provenance,
+            "report": self.quantizer.report,
+        }
+        text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
+        (directory / "card.md").write_text(_card(facts, card), encoding="utf-8")
+
+    def _identity(self) -> dict[str, Any]:
+        """What the directory says that must agree with what its files make."""
+        return {
+            "fingerprint": self.fingerprint,
+            "sample_rate": self.sample_rate,
+            "rate_hz": self.rate_hz,
+            "n_units": self.n_units,
+            "codebooks": self.codebooks,
+            "encoder": self.encoder.settings(),
+            "quantizer": self.quantizer.settings(),
+            "conventions": CONVENTIONS,
+        }
+
+    @classmethod
+    def load(cls, name_or_dir: str | os.PathLike[str] = DEFAULT, *, device: str = "auto") -> Self:
+        """Load a bundled tokenizer by name, or a directory; raises `FingerprintError` if its files were changed."""
+        directory, where = _find(name_or_dir), pick_device(device)
+        facts = _facts(directory)
+        recipe = facts["recipe"]
+        own_encoder = directory / "encoder"
+        encoder = load_encoder(
+            str(own_encoder) if own_encoder.is_dir() else recipe["features"],
+            layer=recipe["layer"],
+            padding=recipe["padding"],
+            device=where,
+        )
+        quantizer = KMeans.from_state(facts["quantizer"], _tensors(directory))
+        quantizer.report = facts["report"]
+        tokenizer = cls(encoder, quantizer.to(where), recipe=recipe, provenance=facts["provenance"])
+        tokenizer._verify(facts, directory)
+        return tokenizer
+
+    def _verify(self, facts: dict[str, Any], directory: Path) -> None:
+        identity = json.loads(json.dumps(self._identity()))
+        if changed := [name for name, value in identity.items() if facts.get(name) != value]:
+            raise FingerprintError(
+                f"{directory}: tokenizer.json says {facts['fingerprint']!r}, its files and this unitkit make "
+                f"{self.fingerprint!r}; they differ in {', '.join(changed)}. Restore the files, or fit anew"
+            )
+
+
+def pick_device(device: str) -> str:
+    """The device "auto" stands for: a CUDA GPU where there is one, else the CPU; other names are passed through."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def read_speech(utterance: Utterance, rate: int) -> np.ndarray:
+    """The wav (samples,) of an utterance at `rate` Hz: its part of the file if it has a `start`, else all of it."""
+    if utterance.start is None:  # `duration` then only describes the file, perhaps rounded: it cuts nothing off
+        return audio.read(utterance.audio, rate)
+    return audio.read(utterance.audio, rate, start=utterance.start, duration=utterance.duration)
+
+
+def bundled() -> list[str]:
+    """Names of the tokenizers that come with unitkit."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/tokenizer.json"))
+
+
+def _features(encoder: Encoder, wav: np.ndarray, name: str) -> Tensor:
+    if len(wav) < encoder.min_samples:
+        rate = encoder.sample_rate
+        raise audio.AudioError(
+            name, f"too short: {len(wav) / rate:.4f} s, but one frame takes at least {encoder.min_samples / rate:.4f} s"
+        )
+    return encoder(wav)
+
+
+def _stream(
+    encoder: Encoder,
+    utterances: Iterable[Utterance],
+    on_error: Callable[[Utterance, Exception], None] | None,
+    progress: Callable[[Utterance], None] | None,
+    tally: dict[str, Any],
+) -> Iterator[np.ndarray]:
+    """Features (frames, dim) of one utterance after the other; counts them in `tally`."""
+    for utterance in utterances:
+        try:
+            wav = read_speech(utterance, encoder.sample_rate)
+            features = _features(encoder, wav, utterance.audio).cpu().numpy()
+        except (audio.AudioError, OSError) as error:
+            if on_error is None:
+                raise
+            on_error(utterance, error)
+            tally["skipped"] += 1
+        else:
+            tally["utterances"] += 1
+            tally["seconds"] += len(wav) / encoder.sample_rate
+            yield features
+        if progress is not None:
+            progress(utterance)
+
+
+# ----------------------------------------------------------------------------------------------------- fingerprint
+
+
+def _fingerprint(encoder: Encoder, quantizer: KMeans) -> str:
+    facts = {
+        "format": FORMAT,
+        "conventions": CONVENTIONS,
+        "sample_rate": int(encoder.sample_rate),
+        "rate_hz": float(encoder.rate_hz),
+        "encoder": encoder.settings(),
+        "quantizer": quantizer.settings(),
+        "tensors": _hash_of(quantizer.state()),
+    }
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _hash_of(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.numpy()
+        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def _find(name_or_dir: str | os.PathLike[str]) -> Path:
+    name = os.fspath(name_or_dir)
+    if name in (known := bundled()):
+        return BUNDLED / name
+    if (Path(name) / "tokenizer.json").is_file():
+        return Path(name)
+    what = "has no tokenizer.json" if Path(name).is_dir() else "is neither a directory nor a bundled tokenizer"
+    raise TokenizerError(f"{name!r} {what}; bundled: {', '.join(known) or 'none'}")
+
+
+def _facts(directory: Path) -> dict[str, Any]:
+    path = directory / "tokenizer.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        version = facts["unitkit_tokenizer"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TokenizerError(f"{path}: not a tokenizer's file: {error!r}") from error
+    if version != FORMAT:
+        raise TokenizerError(f"{path}: format {version!r}; this unitkit reads format {FORMAT}")
+    if missing := {"fingerprint", "recipe", "quantizer", "provenance", "report"} - set(facts):
+        raise TokenizerError(f"{path}: lacks {', '.join(sorted(missing))}")
+    return facts
+
+
+def _tensors(directory: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(directory / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise TokenizerError(f"{directory / 'model.safetensors'}: {error}") from error
+
+
+def _refuse_replacing(target: Path, fingerprint: str, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or (foreign := {path.name for path in target.iterdir()} - FILES):
+        what = "is a file" if not target.is_dir() else f"holds other files ({', '.join(sorted(foreign)[:3])})"
+        raise TokenizerError(f"{target} {what}: save the tokenizer in a directory of its own")
+    if (target / "tokenizer.json").exists() and not overwrite:
+        found = str(_facts(target)["fingerprint"])
+        if found != fingerprint:
+            raise TokenizerError(
+                f"{target} holds tokenizer {found}, not {fingerprint}: save elsewhere, or overwrite=True (--overwrite)"
+            )
+
+
+def _swap(scratch: Path, target: Path) -> None:
+    """Put `scratch` in the place of `target`, which is never half-written."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(scratch, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _card(facts: dict[str, Any], text: str) -> str:
+    lines = [
+        f"# Tokenizer {facts['fingerprint']}",
+        "",
+        f"{facts['n_units']} units × {facts['codebooks']} codebook(s) at {facts['rate_hz']:g} Hz from "
+        f"{facts['sample_rate']} Hz mono speech; features: {facts['recipe']['features']}.",
+        "",
+        *([text.strip(), ""] if text.strip() else []),
+    ]
+    for title, rows in (("Made from", facts["provenance"]), ("Encoder", facts["encoder"]), ("Fit", facts["report"])):
+        lines += [f"## {title}", ""]
+        lines += [f"- {name}: {_shown(value)}" for name, value in rows.items() if name != "per_codebook"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from unitkit import config as configs
@@ -17,6 +18,7 @@ from unitkit.models.discriminators import (
     LogMel,
     LossConfig,
     SpectralLoss,
+    Verdict,
     feature_loss,
     fool_loss,
     judge_loss,
@@ -25,6 +27,7 @@ from unitkit.models.vocoder import UnitVocoder, VocoderConfig, n_parameters
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
 from unitkit.units import check_fingerprint
 
+LEARNING_RATES = {"istft": 2e-3, "hifigan": 2e-4}  # where optim.lr is 0
 DERIVED = ("tokenizer", "rate_hz", "n_units", "codebooks", "speakers", "langs", "f0_stats", "features_dim")
 
 
@@ -56,7 +59,7 @@ class Config:
     model: VocoderConfig = field(default_factory=VocoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     judges: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.0))  # 0 = what suits the core
     judges_optim: OptimConfig = field(default_factory=OptimConfig)
     fit: FitConfig = field(default_factory=FitConfig)
 
@@ -183,8 +186,8 @@ class VocoderStep:
         # One call for both: a wrapped module may run only once before its backward.
         n = len(real)
         verdicts = run.modules["judges"](torch.cat([real, fake]))
-        truth = [(score[:n], []) for score, _ in verdicts]
-        false = [(score[n:], []) for score, _ in verdicts]
+        truth: list[Verdict] = [(score[:n], []) for score, _ in verdicts]
+        false: list[Verdict] = [(score[n:], []) for score, _ in verdicts]
         loss = judge_loss(truth, false, kind=self.config.gan_kind)
         run.backward(loss, "judges")
         run.update("judges")
@@ -255,8 +258,13 @@ def _initial(config: Config, model: VocoderConfig) -> UnitVocoder:
     return loaded
 
 
+def learning_rate(config: Config) -> float:
+    """The generator's learning rate: as configured, or what suits the core."""
+    return config.optim.lr or LEARNING_RATES.get(config.model.core, 2e-4)
+
+
 def _parts(config: Config, model: UnitVocoder) -> dict[str, Part]:
-    parts = {"model": Part(model, config.optim)}
+    parts = {"model": Part(model, replace(config.optim, lr=learning_rate(config)))}
     if config.loss.gan:
         parts["judges"] = Part(Discriminators(config.judges), config.judges_optim)
     return parts
@@ -268,7 +276,7 @@ def train(config: Config) -> FitResult:
     model_config, corpora = read_corpora(config)
     model = _initial(config, model_config)
     print(f"{model_config.core} core, {n_parameters(model) / 1e6:.2f} M parameters", file=sys.stderr)
-    rank, world = _place()
+    rank, world = _place(config)
     sampler = data.Sampler(len(corpora.train), config.data.batch, seed=config.fit.seed, rank=rank, world=world)
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
@@ -286,10 +294,8 @@ def train(config: Config) -> FitResult:
     )
 
 
-def _place() -> tuple[int, int]:
-    from accelerate import PartialState
-
-    state = PartialState()
+def _place(config: Config) -> tuple[int, int]:
+    state = PartialState(cpu=config.fit.device == "cpu")
     return state.process_index, state.num_processes
 
 

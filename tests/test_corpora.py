@@ -375,7 +375,9 @@ def test_vctk(tmp_path: Path, version: str, folder: str, capsys: pytest.CaptureF
         "p225_002", str(root / name), 0.1, speaker="p225", lang="en", text="Only p225 says this."
     )
     of = {row.id: split for split, rows in splits.items() for row in rows}
-    assert of["p225_001"] == of["p234_001"]  # one sentence, punctuated twice, is in one split
+    sentences = {"p225_001": "please call stella", "p234_001": "please call stella"}  # punctuated differently
+    sentences |= {f"{speaker}_002": f"only {speaker} says this" for speaker in ("p225", "p234")}
+    assert of == {id_: prepare_split(sentence, dev=30, test=30) for id_, sentence in sentences.items()}
     assert "no transcript: 2 (p315_001, p315_002)" in capsys.readouterr().err
     _, more = run("vctk", root, tmp_path / "more", "without_text=true", "accents=scottish,american")
     assert {row.id for row in more["train"]} >= {"p315_001", "p315_002"}

@@ -130,7 +130,7 @@ def _package_files(name: str) -> list[Path]:
 def convert(source: str, out: Path, *, layers: int | None = None) -> int:
     """Write config.json, model.safetensors, preprocessor_config.json and card.md to `out`; returns layers written."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
     from transformers import WhisperConfig, WhisperFeatureExtractor
 
     data = b"".join(part.read_bytes() for part in find_parts(source))
@@ -154,7 +154,7 @@ def convert(source: str, out: Path, *, layers: int | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(out)
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").write_bytes(serialize(weights, metadata={"format": "pt"}))
     (out / "card.md").write_text(_card(source, data, kept, total))
     return kept
 

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +29,8 @@ def load(schema: type[T], path: str | os.PathLike[str] | None = None, overrides:
         for where, values in layers:
             _check_keys(schema, values, where=where)
             config = OmegaConf.merge(config, values)
-        return _build(schema, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return _build(schema, cast(dict[str, Any], plain))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
 
@@ -83,7 +84,7 @@ def _build(schema: type[T], values: Mapping[str, Any]) -> T:
 
 def _convert(hint: Any, value: Any) -> Any:
     if is_dataclass(hint) and isinstance(value, Mapping):
-        return _build(hint, value)
+        return _build(cast(type, hint), value)
     if isinstance(value, list) and _is_tuple(hint):
         return tuple(value)  # OmegaConf hands back lists; a frozen config keeps what its annotation says
     return value

@@ -194,11 +194,12 @@ class Corpus:
 
 def _names(values: Iterator[str | None]) -> tuple[str, ...]:
     found = set(values)
-    return () if None in found else tuple(sorted(found))
+    return () if None in found else tuple(sorted(name for name in found if name is not None))
 
 
 def read_corpus(manifest: str | os.PathLike[str], units: str | os.PathLike[str], *, tokenizer: str = "") -> Corpus:
     """Joins a manifest and its units; with `tokenizer`, units of another one are an error."""
+    units = Path(units)
     header = read_header(units)
     stored = {u.id: u.ids.astype(np.int32) for u in read_units(units, tokenizer=tokenizer or None)}
     rows, missing = [], []

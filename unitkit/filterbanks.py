@@ -27,6 +27,7 @@ class WavEncoder:
     dim: int
     min_samples: int
     name: str
+    paddings: tuple[str, ...] = ("none",)
     device: torch.device = torch.device("cpu")
 
     @property
@@ -56,6 +57,11 @@ class WavEncoder:
 
     def _encode(self, signal: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _known_padding(self, padding: str) -> str:
+        if padding not in self.paddings:
+            raise ValueError(f"{self.name} cannot take padding {padding!r}; known: {', '.join(self.paddings)}")
+        return padding
 
 
 def log_mel_energies(signal: Tensor, *, n_mels: int) -> Tensor:
@@ -113,15 +119,19 @@ class FilterbankEncoder(WavEncoder):
     The MFCCs are those of HuBERT's first iteration: torchaudio's Kaldi MFCC of the -1..1 wav without energy.
     """
 
+    paddings = ("none", "center")
+
     def __init__(self, kind: str, rate_hz: int, *, padding: str = "none") -> None:
         """`kind` is "mfcc" or "logmel", `rate_hz` 100 or 50."""
-        self.kind, self.padding = kind, padding
+        self.kind = kind
         self.name = kind if rate_hz == 50 else f"{kind}@{rate_hz}"
+        self.padding = self._known_padding(padding)
         self.hop = 16000 // rate_hz
         self.stride = self.hop // HOP  # analysis frames per feature frame
         self.dim = 39 if kind == "mfcc" else 80 * self.stride
-        self.pad = (FIELD - self.hop) // 2 if padding == "center" else 0
-        self.min_samples = FIELD + (self.stride - 1) * HOP * (kind == "logmel") - 2 * self.pad
+        field = FIELD + (self.stride - 1) * HOP if kind == "logmel" else FIELD
+        self.pad = (field - self.hop) // 2 if padding == "center" else 0
+        self.min_samples = field - 2 * self.pad
 
     def n_frames(self, n_samples: int) -> int:
         """Frames that a wav of `n_samples` gives."""

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -247,6 +248,8 @@ def _plain(text: str, format: str, *, refused: str = "\t") -> str:
         raise UnitsError(
             f"{text!r} cannot be written as {format}: it has a line break or one of {refused!r}: rename it"
         )
+    if not _encodable(text, "surrogateescape"):
+        raise UnitsError(f"{text!r} cannot be written as {format}: it is not valid Unicode: rename it")
     return text
 
 
@@ -361,7 +364,7 @@ def _npz_members(path: Path) -> Iterator[tuple[str, np.ndarray]]:
                 name = member.removesuffix(".npy")
                 with archive.open(member) as file:
                     yield name, np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError, zipfile.zlib.error) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, zlib.error) as error:
         raise UnitsError(f"{path}: cannot read {name!r}: {error}") from error
 
 

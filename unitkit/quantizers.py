@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 KINDS = ("plain", "residual", "product")
-CELLS_PER_CHUNK = 1 << 21  # rows × max(n_units, dim) handled at once: some 40 MB of scratch
+CELLS_PER_CHUNK = 1 << 19  # rows × max(n_units, dim) handled at once: some 10 MB of scratch
 QUICK_REPAIRS = 3  # rounds of dead-cluster repair that are followed by Lloyd iterations
 
 Lloyd = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]  # frames, centroids, iterations, seed -> centroids
@@ -108,11 +108,12 @@ class KMeans:
         return self.centroids.device
 
     def to(self, device: str | torch.device) -> Self:
-        """Move to `device`."""
+        """Move to `device`; what has no float64 (Apple's GPUs) is served from the CPU."""
+        device = "cpu" if torch.device(device).type == "mps" else device
         self.centroids, self.mean, self.std = (t.to(device) for t in (self.centroids, self.mean, self.std))
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def assign(self, features: Tensor | np.ndarray) -> Tensor:
         """Exact nearest centroids of `features` (frames, dim): (frames,), or (frames, codebooks) if more than one.
 
@@ -248,15 +249,13 @@ def _screened(z: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     rounding |c|²/2 and the difference adds a few u·(|c|² + |z||c|).  Twice that covers two scores; the last term covers
     the rounding of the float64 distances themselves, and `tiny` products that underflow.
     """
-    if z.device.type == "cpu":
-        # numpy: torch's float32 products may be set to bfloat16 or TF32 behind our back, which would void the bound
-        with np.errstate(over="ignore", invalid="ignore"):
-            product, u, tiny = torch.from_numpy(z.numpy() @ centroids.numpy().T), 2.0**-24, 1e-36
-        half = centroids.double().square().sum(1).div(2).float()
-    else:
-        product, u, tiny = z.double() @ centroids.double().T, 2.0**-53, 1e-290
-        half = centroids.double().square().sum(1).div(2)
-    length, reach = z.double().norm(dim=1), centroids.double().norm(dim=1).max()
+    # float32 products may have been told to round to TF32 or bfloat16: then, and on GPUs always, float64
+    full = z.device.type == "cpu" and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    kind, u, tiny = (torch.float32, 2.0**-24, 1e-36) if full else (torch.float64, 2.0**-53, 1e-290)
+    product = z.to(kind) @ centroids.to(kind).T
+    half = centroids.double().square().sum(1).div(2).to(kind)
+    length = torch.linalg.vector_norm(z, dim=1, dtype=torch.float64)
+    reach = torch.linalg.vector_norm(centroids, dim=1, dtype=torch.float64).max()
     dim = z.shape[1]
     error = u * ((dim + 8) * length * reach + 4 * reach**2) + dim * tiny
     error += 2.0**-53 * (dim + 8) * (length + reach) ** 2
@@ -266,7 +265,7 @@ def _screened(z: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 def _settled(z: Tensor, centroids: Tensor, candidates: Tensor) -> Tensor:
     """The nearest candidate (rows,) by float64 distances; `candidates` is a mask (rows, n_units)."""
     row, unit = candidates.nonzero(as_tuple=True)
-    pieces = max(1, CELLS_PER_CHUNK // (8 * z.shape[1]))
+    pieces = max(1, CELLS_PER_CHUNK // z.shape[1])
     pairs = zip(row.split(pieces), unit.split(pieces), strict=True)
     distances = torch.cat([_distances(z[r], centroids[u]) for r, u in pairs])
     shortest = torch.full((len(z),), math.inf, dtype=torch.float64, device=z.device)
@@ -351,8 +350,8 @@ INITS = {"k-means||": _parallel, "k-means++": _plus_plus, "random": _random}
 
 def _backend(device: str) -> tuple[str, Lloyd, torch.device]:
     """Name and function of the Lloyd iterations for `device`, and where exact assignment runs."""
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device).type
-    where = torch.device("cpu" if wanted == "mps" else wanted)  # MPS has no float64
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = torch.device("cpu" if torch.device(name).type == "mps" else name)  # MPS has no float64
     try:
         import faiss
     except ImportError:
@@ -380,7 +379,7 @@ def _faiss_lloyd(*, gpu: bool) -> Lloyd:
             max_points_per_centroid=len(z),
         )
         kmeans.train(z, init_centroids=np.ascontiguousarray(centroids))
-        return kmeans.centroids.copy()
+        return np.array(kmeans.centroids)
 
     return run
 

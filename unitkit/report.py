@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unitkit import audio
 from unitkit.manifest import Utterance, atomic_text, read_manifest
+from unitkit.metrics.rows import METRICS, Kind, ScoreRow, read_scores
 from unitkit.units import Units, UnitsHeader, bitrate, read_header, read_units
 
 AUDIO_BUDGET = 6_500_000  # bytes of FLAC in all: base64 adds a third, and a page over 10 MB is a nuisance to send
@@ -28,31 +30,14 @@ SYSTEMS = {
     "dedup": "resynthesis from deduplicated units, durations predicted",
     "shuffled": "control: the same units in random order",
 }
-METRICS = {
-    "wer": ("Word error rate (%)", "lower"),
-    "cer": ("Character error rate (%)", "lower"),
-    "mel": ("Log-mel distance", "lower"),
-    "mcd": ("Mel-cepstral distortion (dB)", "lower"),
-    "f0_rmse": ("F0 error (Hz, RMS)", "lower"),
-    "f0_rmse_hz": ("F0 error (Hz, RMS)", "lower"),
-    "f0_cents": ("F0 error (cents, RMS)", "lower"),
-    "f0_rmse_cents": ("F0 error (cents, RMS)", "lower"),
-    "voicing": ("Voicing error (% of frames)", "lower"),
-    "voicing_error": ("Voicing error (% of frames)", "lower"),
-    "speaker": ("Speaker similarity (cosine)", "higher"),
-    "dnsmos": ("DNSMOS (1–5)", "higher"),
-    "distillmos": ("DistillMOS (1–5)", "higher"),
-    "uer": ("Unit error rate, encoded again (%)", "lower"),
-    "ued": ("Unit edit distance, encoded again (%)", "lower"),
-}
 CURVES = {
-    "mel": "log-mel distance (mean absolute, ln)",
-    "durations": "duration loss (squared, log frames)",
-    "loss": "total loss, weighted",
-    "stft": "multi-resolution STFT loss",
-    "adversarial": "adversarial loss",
-    "features": "feature-matching loss",
-    "judges": "discriminator loss",
+    "mel": "Log-mel distance (ln)",
+    "durations": "Duration loss (log² frames)",
+    "loss": "Total loss, weighted",
+    "stft": "Multi-resolution STFT loss",
+    "adversarial": "Adversarial loss",
+    "features": "Feature-matching loss",
+    "judges": "Discriminator loss",
 }
 
 
@@ -117,20 +102,21 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """One metric of the table: the originals, every system, the control, and how all of it was computed."""
+class Entry:
+    """One line of the score table: originals, every system (value, interval), control, number of its signature."""
 
     split: str
-    label: str
-    better: str
+    title: str
     reference: str
-    values: dict[str, tuple[str, str]]  # system -> value, interval
+    values: dict[str, tuple[str, str]]
     control: str
     n: str
-    signature: str
+    signature: int
 
 
-def report_experiment(exp: Path, reference: Path, out: Path, *, title: str, notes: str = "", max_items: int = 8) -> Path:
+def report_experiment(
+    exp: Path, reference: Path, out: Path, *, title: str, notes: str = "", max_items: int = 8
+) -> Path:
     """Write the page of a recipe's experiment directory, which holds units/test.jsonl, synth/*, scores.jsonl.
 
     Training logs are every */metrics.jsonl.  Systems come in the order frames, dedup, others, shuffled.
@@ -181,21 +167,27 @@ def write_report(
     header = read_header(units)
     total = bitrate(read_units(units))
     items, candidates = _items(systems, reference, units, header, max_items)
-    rows = _read_jsonl(scores) if scores else []
-    page = _environment().get_template("report.html.jinja").render(
-        title=title,
-        notes=[paragraph.strip() for paragraph in notes.split("\n\n") if paragraph.strip()],
-        facts=_facts(header, total.seconds, total.bits_per_second, total.dedup_bps, candidates),
-        header=header,
-        items=items,
-        candidates=candidates,
-        lengths=LENGTHS,
-        columns=COLUMNS,
-        charts=[chart for path in metrics for chart in _charts(path, many=len(metrics) > 1)],
-        trained=[text for path in metrics if (text := _trained(path))],
-        score_rows=_score_rows(rows),
-        score_systems=list(dict.fromkeys(str(row["system"]) for row in rows)),
-        about=SYSTEMS,
+    rows = read_scores(scores) if scores else []
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=title,
+            notes=[paragraph.strip() for paragraph in notes.split("\n\n") if paragraph.strip()],
+            facts=_facts(header, total.seconds, total.bits_per_second, total.dedup_bps, candidates),
+            header=header,
+            items=items,
+            candidates=candidates,
+            lengths=LENGTHS,
+            columns=COLUMNS,
+            charts=[chart for path in metrics for chart in _charts(path, many=len(metrics) > 1)],
+            trained=[text for path in metrics if (text := _trained(path))],
+            entries=_entries(rows),
+            score_systems=list(dict.fromkeys(row.system for row in rows)),
+            signatures=_signatures(rows),
+            left_out=_left_out(rows),
+            about=SYSTEMS,
+        )
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +199,11 @@ def write_report(
 def _environment() -> Environment:
     folder = Path(__file__).resolve().parent
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["csp_hash"] = _csp_hash
     return environment
@@ -248,7 +244,8 @@ def _items(
     for name, path in systems:
         again = path.parent / "units.jsonl"
         encoded[name] = _picked(again, chosen, header) if again.exists() else {}
-    items, spent = [], 0
+    items: list[Item] = []
+    spent = 0
     for key in chosen:
         recordings = {"original": originals[key]} | {name: rows[key] for name, rows in spoken.items() if key in rows}
         item = _item(originals[key], recordings, {name: found.get(key) for name, found in encoded.items()})
@@ -338,7 +335,7 @@ def _blocks(units: Units, codebook: int, seconds: float) -> Iterator[Block]:
 def unit_colour(unit: int, codebook: int = 0) -> str:
     """The CSS colour of a unit: the same on every page, neighbouring ids far apart, light enough for dark text."""
     hue = (unit * 0.618034 + codebook * 0.27) % 1 * 360
-    return f"hsl({hue:.0f} {(62, 78, 46)[unit % 3]}% {(66, 78, 58)[unit // 3 % 3]}%)"
+    return f"hsl({hue:.0f} {(48, 64, 36)[unit % 3]}% {(68, 80, 60)[unit // 3 % 3]}%)"
 
 
 # ---------------------------------------------------------------------------------------------------- curves
@@ -369,13 +366,16 @@ def _chart(name: str, series: dict[tuple[str, str], list[tuple[float, float]]], 
     def place(x: float, y: float) -> tuple[float, float]:
         return 44 + 344 * x / max(right, 1), 190 - 178 * (min(y, top) - bottom) / (top - bottom)
 
-    names = {"train": "train", "dev": "dev", "control": "dev, units shuffled (control)"}
+    names = {"train": "train", "dev": "dev", "control": "dev, shuffled (control)"}
     lines = []
     for kind, points in shown.items():
-        placed = [place(x, y) for x, y in points]
-        dots = [(*at, f"step {x:.0f}: {y:.4g}") for at, (x, y) in zip(placed, points, strict=True)]
+        inside = list(dropwhile(lambda point: point[1] > top, points))
+        placed = [place(x, y) for x, y in inside]
+        dots = [(*at, f"step {x:.0f}: {y:.4g}") for at, (x, y) in zip(placed, inside, strict=True)]
         text = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        lines.append(Line(names[kind], kind, text, dots if kind != "train" and len(dots) <= 60 else [], f"{points[-1][1]:.3g}"))
+        lines.append(
+            Line(names[kind], kind, text, dots if kind != "train" and len(dots) <= 60 else [], f"{points[-1][1]:.3g}")
+        )
     return Chart(
         title=title,
         label=CURVES.get(name, name),
@@ -386,7 +386,7 @@ def _chart(name: str, series: dict[tuple[str, str], list[tuple[float, float]]], 
 
 
 def _calm_top(shown: dict[str, list[tuple[float, float]]]) -> float:
-    """Top of the y axis: the start of training may leave the box, what comes after its first twentieth may not."""
+    """Top of the y axis: a curve may begin above it, but after its first twentieth it is all in the box."""
     tops = [max(y for _, y in points[len(points) // 20 :]) for points in shown.values()]
     return max(tops) * 1.04 or 1.0
 
@@ -422,42 +422,53 @@ def _trained(path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------- scores
 
 
-def _score_rows(rows: list[dict[str, Any]]) -> list[ScoreRow]:
-    """One row per split and metric; rows computed differently (another signature) are never merged."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def _entries(rows: Sequence[ScoreRow]) -> list[Entry]:
+    """A line per split and metric; scores computed differently (another signature) never share one."""
+    signatures = _signatures(rows)
+    groups: dict[tuple[str, str, str], list[ScoreRow]] = {}
     for row in rows:
-        groups.setdefault((str(row["split"]), str(row["metric"]), str(row["signature"])), []).append(row)
+        if row.value is not None:
+            groups.setdefault((row.split, row.metric, row.signature), []).append(row)
     table = []
     for (split, metric, signature), group in groups.items():
-        label, better = METRICS.get(metric, (metric, ""))
-        table.append(
-            ScoreRow(
-                split=split,
-                label=label,
-                better=better,
-                reference=_common(group, "reference"),
-                values={str(row["system"]): (_number(row["value"]), _interval(row)) for row in group},
-                control=_common(group, "control"),
-                n=_common(group, "n"),
-                signature=signature,
-            )
+        kind = METRICS.get(metric, Kind(metric, 3))
+        entry = Entry(
+            split=split,
+            title=kind.title,
+            reference=_shared([row.reference for row in group], kind.digits),
+            values={row.system: (_shown(row.value, kind.digits), _interval(row, kind.digits)) for row in group},
+            control=_shared([row.control for row in group], kind.digits),
+            n=_shared([row.n for row in group], 0),
+            signature=signatures.index(signature) + 1,
         )
+        table.append(entry)
     return table
 
 
-def _common(group: list[dict[str, Any]], key: str) -> str:
-    """The value all systems share; several different ones are all shown."""
-    return " / ".join(dict.fromkeys(_number(row[key]) for row in group if row.get(key) is not None)) or "–"
+def _shown(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return f"{_number(row['low'])}–{_number(row['high'])}" if "low" in row and "high" in row else ""
+def _shared(values: Iterable[float | None], digits: int) -> str:
+    """The value that all systems share; several different ones are all shown."""
+    return " / ".join(dict.fromkeys(_shown(value, digits) for value in values))
 
 
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+def _interval(row: ScoreRow, digits: int) -> str:
+    return "" if row.low is None else f"{_shown(row.low, digits)}–{_shown(row.high, digits)}"
+
+
+def _signatures(rows: Sequence[ScoreRow]) -> list[str]:
+    return list(dict.fromkeys(row.signature for row in rows if row.value is not None))
+
+
+def _left_out(rows: Sequence[ScoreRow]) -> list[tuple[str, str]]:
+    """(metrics, why) of what could not be computed."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            reasons.setdefault(row.note, []).append(f"{row.system} {row.metric}")
+    return [(", ".join(dict.fromkeys(names)), note) for note, names in reasons.items()]
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 CONVENTIONS = {"channels": "mean", "resampling": "soxr HQ", "samples": "float32, full scale 1"}
 FILES = {"tokenizer.json", "model.safetensors", "card.md", "encoder"}
 
-Speech = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
+Speech: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
 
 
 class TokenizerError(ValueError):
@@ -108,14 +108,14 @@ class Tokenizer:
         where = pick_device(device)
         encoder = load_encoder(features, layer=layer, padding=padding, device=where)
         recipe = {"features": os.fspath(features), "layer": encoder.settings().get("layer"), "padding": padding}
-        named = isinstance(manifest, str | os.PathLike)
         tally: dict[str, Any] = {"utterances": 0, "skipped": 0, "seconds": 0.0}
-        utterances = read_manifest(manifest) if named else manifest
+        data = os.fspath(manifest) if isinstance(manifest, str | os.PathLike) else "utterances given in Python"
+        utterances = read_manifest(manifest) if isinstance(manifest, str | os.PathLike) else manifest
         stream = _stream(encoder, utterances, on_error, progress, tally)
         frames = sample_frames(stream, max_frames, seed=seed)
         quantizer = KMeans.fit(frames, units, codebooks=codebooks, kind=kind, seed=seed, device=where)
         provenance = {
-            "data": os.fspath(manifest) if named else "utterances given in Python",
+            "data": data,
             **tally,
             "max_frames": max_frames,
             "seed": seed,

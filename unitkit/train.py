@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -59,7 +60,7 @@ class FitConfig:
     log_every: int = 50
     validate_every: int = 500
     save_every: int = 500
-    precision: str = "auto"  # auto (bf16 on a GPU that has it) | bf16 | fp32
+    precision: str = "auto"  # auto (bf16 where the hardware has it) | bf16 | fp32
     device: str = "auto"  # auto | cpu
     tensorboard: bool = True
     seed: int = 0
@@ -125,6 +126,7 @@ class Run:
         if "model" not in parts:
             raise ValueError(f"fit needs a part named 'model'; the parts are {', '.join(parts)}")
         self.config = config
+        AcceleratorState._reset_state()  # else the first run's precision would hold for all runs of a process
         self.accelerator = Accelerator(
             mixed_precision=_precision(config), cpu=config.device == "cpu", step_scheduler_with_optimizer=False
         )
@@ -220,9 +222,16 @@ class Run:
 def _precision(config: FitConfig) -> str:
     if config.precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision {config.precision!r}: choose auto, bf16 or fp32")
-    gpu = torch.cuda.is_available() and config.device != "cpu"
-    fast = config.precision == "bf16" or (config.precision == "auto" and gpu and torch.cuda.is_bf16_supported())
+    fast = config.precision == "bf16" or (config.precision == "auto" and _multiplies_bf16(config))
     return "bf16" if fast else "no"
+
+
+def _multiplies_bf16(config: FitConfig) -> bool:
+    """Whether the device does bf16 in hardware: on a CPU that does, a step takes half the time; else many times it."""
+    if torch.cuda.is_available() and config.device != "cpu":
+        return torch.cuda.is_bf16_supported()
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not public: its absence means "no"
+    return bool(check and check())
 
 
 def _optimizer(part: Part) -> torch.optim.Optimizer:
@@ -391,7 +400,7 @@ def fit(
     run = Run(parts, config)
     main = run.accelerator.is_main_process
     checkpoints = Checkpoints(out)
-    facts = {"step": 0, "seconds": 0.0, "best": math.inf, "metrics": {}} | checkpoints.read(run)
+    facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": math.inf, "metrics": {}} | checkpoints.read(run)
     log = MetricsLog(out, step=run.step, tensorboard=config.tensorboard) if main else None
     display = _Display(config, step=run.step, show=main)
     before, start = facts["seconds"], time.monotonic()
@@ -413,8 +422,8 @@ def fit(
                     if log is not None:
                         log.write(run.step, "train", facts["seconds"], means | {"lr": _lr(run)})
                         display.line(run.step, facts["seconds"], "train", means)
-                due = validate is not None and (run.step % config.validate_every == 0 or stopped)
-                if due and log is not None and facts.get("validated") != run.step:
+                due = run.step % config.validate_every == 0 or stopped
+                if validate is not None and due and log is not None and facts.get("validated") != run.step:
                     facts |= {"metrics": _validate(run, validate), "validated": run.step}
                     log.write(run.step, "dev", facts["seconds"], facts["metrics"])
                     display.line(run.step, facts["seconds"], "dev", facts["metrics"], force=True)

@@ -38,6 +38,7 @@ def utterances(
     """Yield (split, utterance) for every spoken prompt of `lang` (one, or several with commas), decoded below `out`.
 
     The split is a hash of the prompt name alone, so a prompt is in the same split in every language.
+    Six to fourteen held-out prompts a language are other recordings of words that a train prompt has too.
     """
     wanted = lang.split(",")
     for one in wanted:

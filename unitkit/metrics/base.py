@@ -1,6 +1,6 @@
 """What every metric shares: results with confidence intervals, signatures, optional packages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -27,7 +27,7 @@ class Measure:
     signature: str
 
 
-def signature(name: str, **parts: str | int | float) -> str:
+def signature(name: str, parts: Mapping[str, str | int | float]) -> str:
     """`name|key:value|...|v:<metrics version>`, in the order given."""
     return "|".join([name, *(f"{key}:{value}" for key, value in parts.items()), f"v:{METRICS_VERSION}"])
 

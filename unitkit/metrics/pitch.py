@@ -44,17 +44,17 @@ def pitch_errors(ours: np.ndarray, theirs: np.ndarray, *, path: np.ndarray | Non
 
 def f0_rmse_hz(pairs: Sequence[PitchErrors], *, align: str, tracker: str = "swift-f0") -> Measure:
     """Root mean squared F0 error in Hz over all frames of the corpus voiced in both recordings."""
-    name = signature("f0_rmse", unit="Hz", f0=tracker, hop="10ms", align=align)
+    name = signature("f0_rmse", {"unit": "Hz", "f0": tracker, "hop": "10ms", "align": align})
     return ratio([p.squared_hz for p in pairs], [p.both_voiced for p in pairs], name=name, power=0.5)
 
 
 def f0_rmse_cents(pairs: Sequence[PitchErrors], *, align: str, tracker: str = "swift-f0") -> Measure:
     """Root mean squared F0 error in cents, over the same frames."""
-    name = signature("f0_cents", unit="cent", f0=tracker, hop="10ms", align=align)
+    name = signature("f0_cents", {"unit": "cent", "f0": tracker, "hop": "10ms", "align": align})
     return ratio([p.squared_cents for p in pairs], [p.both_voiced for p in pairs], name=name, power=0.5)
 
 
 def voicing_error(pairs: Sequence[PitchErrors], *, align: str, tracker: str = "swift-f0") -> Measure:
     """Percent of aligned frames voiced in one recording and unvoiced in the other."""
-    name = signature("voicing", unit="%", f0=tracker, hop="10ms", align=align)
+    name = signature("voicing", {"unit": "%", "f0": tracker, "hop": "10ms", "align": align})
     return ratio([p.voicing_differs for p in pairs], [p.frames for p in pairs], name=name, scale=100.0)

@@ -27,12 +27,12 @@ def distillmos(wav: np.ndarray) -> float:
 
 def dnsmos_signature() -> str:
     """Signature of a DNSMOS score."""
-    return signature("dnsmos", scale="ovrl-p835", speechmos=package_version("speechmos"))
+    return signature("dnsmos", {"scale": "ovrl-p835", "speechmos": package_version("speechmos")})
 
 
 def distillmos_signature() -> str:
     """Signature of a DistillMOS score."""
-    return signature("distillmos", distillmos=package_version("distillmos"))
+    return signature("distillmos", {"distillmos": package_version("distillmos")})
 
 
 @lru_cache(maxsize=1)

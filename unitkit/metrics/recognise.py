@@ -121,7 +121,7 @@ def split(wav: np.ndarray, *, longest: float = LONGEST) -> list[np.ndarray]:
 def whisper_mel(wav: np.ndarray, *, n_mels: int = 80) -> np.ndarray:
     """(samples,) at 16 kHz -> (n_mels, samples // 160): Whisper's features, log10 mel power within 8 of its peak."""
     padded = np.pad(np.asarray(wav, dtype=np.float32), N_FFT // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[:: HOP][: len(wav) // HOP]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][: len(wav) // HOP]
     window = np.hanning(N_FFT + 1)[:-1].astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(frames * window, axis=1)))
     logs = np.log10(np.maximum(_filters(n_mels) @ power.T.astype(np.float32), 1e-10))
@@ -136,7 +136,9 @@ def _filters(n_mels: int) -> np.ndarray:
 def _window(wav: np.ndarray, n_mels: int) -> np.ndarray:
     """Features (n_mels, frames) of a piece and at least 1 s of silence after it, in a window of 15 to 30 s."""
     frames = min(max(int((len(wav) / RATE + 1) * RATE / HOP) // 2 * 2, int(WINDOW * RATE / HOP)), 3000)
-    return np.ascontiguousarray(whisper_mel(np.pad(wav, (0, max(0, frames * HOP - len(wav)))), n_mels=n_mels)[:, :frames])
+    return np.ascontiguousarray(
+        whisper_mel(np.pad(wav, (0, max(0, frames * HOP - len(wav)))), n_mels=n_mels)[:, :frames]
+    )
 
 
 def _folder(name: str | Path, *, cache: str | Path | None) -> tuple[str, Path]:

@@ -27,7 +27,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 def speaker_signature(compared: str = "same-utterance") -> str:
     """Signature of a similarity score."""
-    return signature("speaker", model=f"resemblyzer-{package_version('resemblyzer')}", compared=compared)
+    return signature("speaker", {"model": f"resemblyzer-{package_version('resemblyzer')}", "compared": compared})
 
 
 @lru_cache(maxsize=1)

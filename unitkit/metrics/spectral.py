@@ -19,8 +19,10 @@ N_CEPSTRA = 13
 FLOOR = 1e-5
 RADIUS = 2000  # frames (20 s): alignments of shorter recordings are exact, memory for long ones stays linear
 
-MEL_SIGNATURE = signature("mel", rate=RATE, mels=N_MELS, hop=HOP, log="ln", align="dtw")
-MCD_SIGNATURE = signature("mcd", rate=RATE, mels=N_MELS, hop=HOP, cepstra=f"1-{N_CEPSTRA}", unit="dB", align="dtw")
+MEL_SIGNATURE = signature("mel", {"rate": RATE, "mels": N_MELS, "hop": HOP, "log": "ln", "align": "dtw"})
+MCD_SIGNATURE = signature(
+    "mcd", {"rate": RATE, "mels": N_MELS, "hop": HOP, "cepstra": f"1-{N_CEPSTRA}", "unit": "dB", "align": "dtw"}
+)
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,41 @@
 """Word and character error rates after Whisper's text normalisation."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from unitkit.metrics.base import Measure, package_version, ratio, require, signature
 
+_ELLIPSIS = re.compile(r"\.{2,}|…")
 # Written without spaces: words are not marked, so, as in the Whisper paper, every character counts as a word.
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
 
 
 @lru_cache(maxsize=16)
 def normaliser(lang: str) -> Callable[[str], str]:
-    """Whisper's normaliser: the English one for "en"; else the basic one, which also strips accents."""
+    """Whisper's normaliser: the English one for "en"; else the basic one, which also strips accents.
+
+    Unlike the original, the English one drops an ellipsis whole: it would leave one dot of it, and count it as a word.
+    """
     if lang == "en":
         module = require("whisper_normalizer.english", package="whisper-normalizer more-itertools")
         english = module.EnglishTextNormalizer()
-        return lambda text: english(text).strip()
+        return lambda text: english(_ELLIPSIS.sub(" ", text)).strip()
     module = require("whisper_normalizer.basic", package="whisper-normalizer")
     basic = module.BasicTextNormalizer(remove_diacritics=True, split_letters=lang in UNSPACED)
     return lambda text: basic(text).strip()
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], *, langs: Sequence[str] | str = "en",
-                    recognizer: str = "?") -> Measure:
+def word_error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], *, langs: Sequence[str] | str = "en", recognizer: str = "?"
+) -> Measure:
     """Corpus-level WER in percent; `langs` is one language or one an utterance; `recognizer` goes in the signature."""
     return _error_rate(references, hypotheses, langs=langs, recognizer=recognizer, words=True)
 
 
-def character_error_rate(references: Sequence[str], hypotheses: Sequence[str], *, langs: Sequence[str] | str = "en",
-                         recognizer: str = "?") -> Measure:
+def character_error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], *, langs: Sequence[str] | str = "en", recognizer: str = "?"
+) -> Measure:
     """Corpus-level CER in percent, spaces counted; arguments as `word_error_rate`."""
     return _error_rate(references, hypotheses, langs=langs, recognizer=recognizer, words=False)
 
@@ -67,11 +74,13 @@ def count_errors(reference: str, hypothesis: str, *, words: bool = True) -> tupl
 
 
 def _signature(langs: Sequence[str], recognizer: str, *, words: bool) -> str:
-    kinds = {"whisper-en" if lang == "en" else "whisper-basic-noaccent" for lang in langs}
+    kinds = {"whisper-en,no-ellipsis" if lang == "en" else "whisper-basic-noaccent" for lang in langs}
     return signature(
         "wer" if words else "cer",
-        asr=recognizer,
-        lang="+".join(sorted(set(langs))),
-        norm="+".join(sorted(kinds)),
-        jiwer=package_version("jiwer"),
+        {
+            "asr": recognizer,
+            "lang": "+".join(sorted(set(langs))),
+            "norm": "+".join(sorted(kinds)),
+            "jiwer": package_version("jiwer"),
+        },
     )

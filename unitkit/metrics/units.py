@@ -24,11 +24,13 @@ def unit_error_rate(
     counts = [unit_errors(found[key], item, dedup=dedup) for key, item in wanted.items()]
     name = signature(
         "uer",
-        tokenizer=header.tokenizer,
-        K=header.n_units,
-        codebooks=header.codebooks,
-        level="dedup" if dedup else "frame",
-        norm="reference-length",
+        {
+            "tokenizer": header.tokenizer,
+            "K": header.n_units,
+            "codebooks": header.codebooks,
+            "level": "dedup" if dedup else "frame",
+            "norm": "reference-length",
+        },
     )
     return ratio([c[0] for c in counts], [c[1] for c in counts], name=name, scale=100.0)
 
@@ -36,7 +38,9 @@ def unit_error_rate(
 def unit_errors(units: Units, reference: Units, *, dedup: bool = True) -> tuple[int, int]:
     """(edit distance, reference length) of one utterance, summed over codebooks."""
     if (units.reduced or reference.reduced) and not dedup:
-        raise ValueError(f"{reference.id!r} is deduplicated: a frame-level rate needs frame-level units (or dedup=True)")
+        raise ValueError(
+            f"{reference.id!r} is deduplicated: a frame-level rate needs frame-level units (or dedup=True)"
+        )
     distance = require("rapidfuzz.distance", package="rapidfuzz").Levenshtein.distance
     pairs = [
         (_runs(ours) if dedup else ours, _runs(theirs) if dedup else theirs)

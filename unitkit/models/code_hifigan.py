@@ -96,7 +96,12 @@ def _config(weights: dict[str, Tensor], facts: dict[str, Any], *, tokenizer: str
         n_units=n_units,
         sample_rate=rate,
         core="hifigan",
-        hifigan=HifiganConfig(weights["conv_pre.weight"].shape[0], kernels, dilations.pop()),
+        hifigan=HifiganConfig(
+            channels=weights["conv_pre.weight"].shape[0],
+            kernels=kernels,
+            dilations=dilations.pop(),
+            narrowest=weights["conv_post.weight"].shape[1],
+        ),
         unit_dim=unit_dim,
         speakers=tuple(str(i) for i in range(speakers)),
         speaker_dim=speaker_dim,

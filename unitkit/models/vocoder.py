@@ -266,7 +266,7 @@ class UnitVocoder(nn.Module):
         ids = [self._ids(item, expanded=durations is not None) for item in units]
         frames = self._expand(ids, durations)
         padded, mask = _pad(frames, self.device)
-        contours, stats = None, self.config.f0_stats.get(f0_speaker or speaker or "")
+        contours, stats = None, self.config.f0_stats.get(f0_speaker or speaker or (*self.config.speakers, "")[0])
         if self.f0 is not None:
             contours = [normalise_f0(np.asarray(c, np.float32), stats) for c in _given(f0, "f0")]
         levels = None

@@ -31,6 +31,7 @@ class HifiganConfig:
     channels: int = 512
     kernels: tuple[int, ...] = (3, 7, 11)  # one residual block each, per stage
     dilations: tuple[int, ...] = (1, 3, 5)
+    narrowest: int = 8  # channels halve at every stage, but not below this
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class IstftConfig:
     blocks: int = 6
     hidden: int = 768
     kernel: int = 7
-    upsample: int = 2  # STFT frames per unit frame; the window is four STFT hops long
+    upsample: int = 1  # STFT frames per unit frame; the window is four STFT hops long
 
 
 def upsampling_factors(hop: int) -> tuple[int, ...]:
@@ -90,17 +91,25 @@ class HifiganCore(nn.Module):
     def __init__(self, config: HifiganConfig, dim: int, *, hop: int) -> None:
         super().__init__()
         self.factors = upsampling_factors(hop)
-        widths = [max(1, config.channels // 2**i) for i in range(len(self.factors) + 1)]
+        widths = [max(config.narrowest, config.channels // 2**i) for i in range(len(self.factors) + 1)]
         self.pre = nn.Conv1d(dim, widths[0], 7, padding=3)
         self.ups = nn.ModuleList(_upsampler(w, v, f) for w, v, f in zip(widths, widths[1:], self.factors, strict=False))
         self.blocks = nn.ModuleList(
             nn.ModuleList(_ResBlock(w, kernel, config.dilations) for kernel in config.kernels) for w in widths[1:]
         )
         self.post = nn.Conv1d(widths[-1], 1, 7, padding=3)
-        for module in self.modules():
-            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and module is not self.pre:
-                nn.init.normal_(module.weight, 0.0, 0.01)
+        self._initialise()
         self.set_weight_norm(True)
+
+    def _initialise(self) -> None:
+        # The paper draws everything with std 0.01. That is silence for narrow networks (a factor of ten per stage),
+        # which they take hundreds of steps to leave; here the main path keeps its level and the residuals start small.
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.normal_(module.weight, std=0.01)
+        for up, factor in zip(self.ups, self.factors, strict=True):
+            nn.init.normal_(up.weight, std=math.sqrt(factor / (up.in_channels * up.kernel_size[0])))
+        nn.init.normal_(self.post.weight, std=0.1 / math.sqrt(self.post.in_channels * 7))
 
     @property
     def margin(self) -> int:

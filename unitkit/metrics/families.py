@@ -1,0 +1,204 @@
+"""The metrics on pairs of recordings, in families that share their work (recognition, alignment, pitch tracking)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from unitkit import audio
+from unitkit.manifest import Utterance
+from unitkit.metrics import pitch, quality, speaker, spectral, text
+from unitkit.metrics.base import Measure, Unavailable, mean
+from unitkit.metrics.recognise import Recognizer
+from unitkit.metrics.units import unit_error_rate
+
+RATE = 16_000
+Key = tuple[str, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is judged: (judged, original) pairs of utterances, and the unit files of both where there are some."""
+
+    pairs: tuple[tuple[Utterance, Utterance], ...]
+    units: Path | None = None
+    reference_units: Path | None = None
+
+
+@dataclass
+class Context:
+    """What the metrics of one call share, so that no recording is recognised, embedded or tracked twice."""
+
+    recognizer: Recognizer | str | Path | None = "auto"
+    lang: str | None = None
+    texts: dict[Key, str] = field(default_factory=dict)
+    embeddings: dict[Key, np.ndarray | None] = field(default_factory=dict)
+    tracks: dict[Key, np.ndarray] = field(default_factory=dict)
+    distances: dict[tuple[Key, Key], spectral.SpectralDistance] = field(default_factory=dict)
+
+    def language(self, utterance: Utterance) -> str:
+        """Bare code of the utterance's language, else of the call's, else English."""
+        return (utterance.lang or self.lang or "en").replace("_", "-").split("-")[0].lower()
+
+    def judge(self) -> Recognizer:
+        """The recogniser, opened at its first use."""
+        if self.recognizer is None:
+            raise Unavailable("no recogniser was asked for")
+        if not isinstance(self.recognizer, Recognizer):
+            self.recognizer = Recognizer.load(self.recognizer)
+        return self.recognizer
+
+    def transcribe(self, utterance: Utterance, lang: str) -> str:
+        """What the recogniser hears."""
+        key = _key(utterance)
+        if key not in self.texts:
+            self.texts[key] = self.judge()(_wav(utterance), lang=lang)
+        return self.texts[key]
+
+    def embed(self, utterance: Utterance) -> np.ndarray | None:
+        """Speaker embedding; None of silence."""
+        key = _key(utterance)
+        if key not in self.embeddings:
+            wav = _wav(utterance)
+            self.embeddings[key] = speaker.embed(wav) if wav.any() else None
+        return self.embeddings[key]
+
+    def f0(self, utterance: Utterance) -> np.ndarray:
+        """F0 (frames,) in Hz every 10 ms, 0 = unvoiced."""
+        key = _key(utterance)
+        if key not in self.tracks:
+            wav = _wav(utterance)
+            wav = np.pad(wav, (0, max(0, RATE // 10 - len(wav))))  # the tracker refuses a few samples
+            try:
+                self.tracks[key] = audio.f0(wav, RATE, hop_samples=spectral.HOP)
+            except ImportError as error:
+                raise Unavailable(str(error)) from error
+        return self.tracks[key]
+
+    def compare(self, judged: Utterance, original: Utterance) -> spectral.SpectralDistance:
+        """Spectral distances and the path that aligns the two."""
+        key = _key(judged), _key(original)
+        if key not in self.distances:
+            self.distances[key] = spectral.compare(_wav(judged), _wav(original))
+        return self.distances[key]
+
+
+def _key(utterance: Utterance) -> Key:
+    return utterance.audio, utterance.start, utterance.duration
+
+
+def _wav(utterance: Utterance) -> np.ndarray:
+    """The utterance's samples (samples,) at 16 kHz; a duration without a start describes the whole file."""
+    if utterance.start is None:
+        return audio.read(utterance.audio, RATE)
+    return audio.read(utterance.audio, RATE, start=utterance.start, duration=utterance.duration)
+
+
+def recognition(context: Context, side: Side) -> dict[str, Measure]:
+    """WER and CER of the judged recordings against the originals' transcripts."""
+    pairs = [(judged, original) for judged, original in side.pairs if original.text is not None]
+    if not pairs:
+        raise Unavailable("no transcripts in the reference manifest")
+    judge, langs = context.judge(), [context.language(original) for _, original in pairs]
+    unknown = sorted(set(langs) - set(judge.languages))
+    if unknown:
+        raise Unavailable(f"the recogniser {judge.name} does not know {', '.join(unknown)}; use whisper-base")
+    for lang in set(langs):
+        text.normaliser(lang)  # what is missing shows before minutes of recognition
+    references = [original.text or "" for _, original in pairs]
+    heard = [context.transcribe(judged, lang) for (judged, _), lang in zip(pairs, langs, strict=True)]
+    return {
+        "wer": text.word_error_rate(references, heard, langs=langs, recognizer=judge.signature),
+        "cer": text.character_error_rate(references, heard, langs=langs, recognizer=judge.signature),
+    }
+
+
+def spectra(context: Context, side: Side) -> dict[str, Measure]:
+    """Mel distance and mel-cepstral distortion."""
+    found = [context.compare(judged, original) for judged, original in side.pairs]
+    return {
+        "mel": mean([distance.mel for distance in found], name=spectral.MEL_SIGNATURE),
+        "mcd": mean([distance.mcd for distance in found], name=spectral.MCD_SIGNATURE),
+    }
+
+
+def prosody(context: Context, side: Side) -> dict[str, Measure]:
+    """F0 errors and voicing error: frame by frame if all lengths agree to 50 ms, else along the spectral alignment."""
+    tracks = [(context.f0(judged), context.f0(original)) for judged, original in side.pairs]
+    limit = pitch.FRAME_ALIGNED_WITHIN * RATE / spectral.HOP
+    frames = all(abs(len(ours) - len(theirs)) <= limit for ours, theirs in tracks)
+    errors = [
+        pitch.pitch_errors(*pair, path=None if frames else context.compare(*utterances).path)
+        for pair, utterances in zip(tracks, side.pairs, strict=True)
+    ]
+    align = "frames" if frames else "dtw"
+    found = {"voicing": pitch.voicing_error(errors, align=align)}
+    if any(error.both_voiced for error in errors):  # a synthesis may be unvoiced throughout
+        found["f0_rmse"] = pitch.f0_rmse_hz(errors, align=align)
+        found["f0_cents"] = pitch.f0_rmse_cents(errors, align=align)
+    return found
+
+
+def speakers(context: Context, side: Side) -> dict[str, Measure]:
+    """Speaker similarity between each judged recording and its original; 0 for silence."""
+    values = [_cosine(context, judged, original) for judged, original in side.pairs]
+    return {"speaker": mean(values, name=speaker.speaker_signature())}
+
+
+def speakers_of_originals(context: Context, side: Side) -> dict[str, Measure]:
+    """For scale: similarity of each original to the next one by the same speaker."""
+    groups: dict[str | None, list[Utterance]] = {}
+    for _, original in side.pairs:
+        groups.setdefault(original.speaker, []).append(original)
+    neighbours = [(one, other) for group in groups.values() if len(group) > 1 for one, other in pairwise(group)]
+    if not neighbours:
+        raise Unavailable("no speaker has two recordings")
+    values = [_cosine(context, one, other) for one, other in neighbours]
+    return {"speaker": mean(values, name=speaker.speaker_signature("next-utterance-of-speaker"))}
+
+
+def _cosine(context: Context, one: Utterance, other: Utterance) -> float:
+    a, b = context.embed(one), context.embed(other)
+    return 0.0 if a is None or b is None else speaker.similarity(a, b)
+
+
+def dnsmos(context: Context, side: Side) -> dict[str, Measure]:
+    """Mean DNSMOS of the judged recordings."""
+    return {"dnsmos": mean([quality.dnsmos(_wav(judged)) for judged, _ in side.pairs], name=quality.dnsmos_signature())}
+
+
+def distillmos(context: Context, side: Side) -> dict[str, Measure]:
+    """Mean DistillMOS of the judged recordings."""
+    values = [quality.distillmos(_wav(judged)) for judged, _ in side.pairs]
+    return {"distillmos": mean(values, name=quality.distillmos_signature())}
+
+
+def units(context: Context, side: Side) -> dict[str, Measure]:
+    """Unit error rate of the synthesis encoded again."""
+    if side.units is None or side.reference_units is None:
+        raise Unavailable("the unit error rate needs the units of the synthesis (encoded again) and of the originals")
+    ids = {original.id for _, original in side.pairs}
+    return {"uer": unit_error_rate(side.units, side.reference_units, ids=ids)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Metrics computed together, and, where it makes sense, how they are computed on the originals."""
+
+    metrics: tuple[str, ...]
+    measure: Callable[[Context, Side], dict[str, Measure]]
+    originals: Callable[[Context, Side], dict[str, Measure]] | None = None
+
+
+# `originals` gets the originals on both sides of its pairs; distances of a recording to itself say nothing.
+FAMILIES = (
+    Family(("wer", "cer"), recognition, recognition),
+    Family(("mel", "mcd"), spectra),
+    Family(("f0_rmse", "f0_cents", "voicing"), prosody),
+    Family(("speaker",), speakers, speakers_of_originals),
+    Family(("dnsmos",), dnsmos, dnsmos),
+    Family(("distillmos",), distillmos, distillmos),
+    Family(("uer",), units),
+)

@@ -1,0 +1,137 @@
+"""Score rows: one JSON line for a system, split and metric; kept in a file, shown as tables."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unitkit.manifest import atomic_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a metric is shown: title with unit and the better direction, digits after the point."""
+
+    title: str
+    digits: int
+
+
+METRICS = {
+    "wer": Kind("WER % ↓", 1),
+    "cer": Kind("CER % ↓", 1),
+    "mel": Kind("mel L1 ↓", 2),
+    "mcd": Kind("MCD dB ↓", 2),
+    "f0_rmse": Kind("F0 RMSE Hz ↓", 1),
+    "f0_cents": Kind("F0 RMSE cent ↓", 0),
+    "voicing": Kind("voicing error % ↓", 1),
+    "speaker": Kind("speaker cosine ↑", 3),
+    "dnsmos": Kind("DNSMOS ↑", 2),
+    "distillmos": Kind("DistillMOS ↑", 2),
+    "uer": Kind("UER % ↓", 1),
+}
+
+
+class ScoreError(ValueError):
+    """Scores that cannot be computed or read; the message names the place and the fix."""
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One score over `n` utterances, its 95 % interval, and the same metric on the originals and on the control.
+
+    `value` is None where the metric was left out; `note` then says why.
+    """
+
+    system: str
+    split: str
+    metric: str
+    value: float | None
+    n: int
+    signature: str
+    control: float | None = None
+    reference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a later row replaces: (system, split, metric)."""
+        return self.system, self.split, self.metric
+
+
+def read_scores(path: str | Path) -> list[ScoreRow]:
+    """All rows of a score file; none if there is no such file yet."""
+    names = {field.name for field in fields(ScoreRow)}
+    rows = []
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append(ScoreRow(**{name: row[name] for name in row if name in names}))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ScoreError(f"{path}:{number}: not a score row ({error})") from error
+    return rows
+
+
+def write_scores(path: str | Path, rows: Iterable[ScoreRow]) -> int:
+    """Add rows to a score file in one step, in place of those with the same system, split and metric; rows in it."""
+    merged = {row.key: row for row in [*read_scores(path), *rows]}
+    with atomic_text(path) as file:
+        for row in merged.values():
+            kept = {name: value for name, value in asdict(row).items() if value is not None or name == "value"}
+            file.write(json.dumps(kept, ensure_ascii=False, allow_nan=False) + "\n")
+    return len(merged)
+
+
+def table(rows: Sequence[ScoreRow]) -> "Table":
+    """A terminal table, one row a score, with what was left out, and why, underneath."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    notes = _notes(rows)
+    grid = Table(caption=escape("\n".join(notes)) if notes else None, caption_justify="left")
+    for index, title in enumerate(_HEADER):
+        grid.add_column(title, justify="left" if index < 3 else "right")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in _cells(row)))
+    return grid
+
+
+def markdown(rows: Sequence[ScoreRow]) -> str:
+    """A Markdown table, one row a score, then what was left out and the signatures."""
+    lines = ["| " + " | ".join(_HEADER) + " |", "|" + "---|" * 3 + "---:|" * (len(_HEADER) - 3)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows]
+    lines += ["", *(f"- {note}" for note in _notes(rows))]
+    signatures = dict.fromkeys(row.signature for row in rows if row.value is not None)
+    lines += ["", "Signatures:", "", *(f"- `{name}`" for name in signatures)]
+    return "\n".join(lines) + "\n"
+
+
+_HEADER = ("system", "split", "metric", "value", "95 % interval", "original", "control", "n")
+
+
+def _cells(row: ScoreRow) -> list[str]:
+    kind = METRICS.get(row.metric, Kind(row.metric, 3))
+
+    def show(value: float | None) -> str:
+        return "–" if value is None else f"{value:.{kind.digits}f}"
+
+    between = "–" if row.low is None else f"{show(row.low)}–{show(row.high)}"
+    numbers = [show(row.value), between, show(row.reference), show(row.control)]
+    return [row.system, row.split, kind.title, *numbers, str(row.n)]
+
+
+def _notes(rows: Sequence[ScoreRow]) -> list[str]:
+    """Every note once, with the metrics and systems it holds for."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            places.setdefault(row.note, []).append(f"{row.system}/{row.metric}")
+    return [f"{', '.join(where)}: {note}" for note, where in places.items()]

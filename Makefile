@@ -2,6 +2,7 @@
 PY   := .venv/bin/python
 STAMP := .venv/.unitkit-ready
 export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: setup demo test test-slow check bench browser clean

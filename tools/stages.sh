@@ -10,6 +10,7 @@
 set -eo pipefail
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) || set -u # older bash calls an empty array unset
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads must not take the other core from its work
 command -v unitkit >/dev/null || PATH=$root/.venv/bin:$PATH # an environment that has unitkit wins over ours
 script=$(cd "$(dirname "$0")" && pwd)/${0##*/} # $0 may be relative, and recipes change folder
 declared=() overrides=() words=() stage=""

@@ -33,11 +33,11 @@ SYSTEMS = {
 CURVES = {
     "mel": "Log-mel distance (ln)",
     "durations": "Duration loss (log² frames)",
-    "loss": "Total loss, weighted",
     "stft": "Multi-resolution STFT loss",
     "adversarial": "Adversarial loss",
     "features": "Feature-matching loss",
     "judges": "Discriminator loss",
+    "loss": "Total loss, weighted",
 }
 
 
@@ -342,16 +342,16 @@ def unit_colour(unit: int, codebook: int = 0) -> str:
 
 
 def _charts(path: Path, *, many: bool) -> list[Chart]:
-    """Up to four charts of a training log: what dev measures first, then the losses that are only trained on."""
+    """Charts of a training log, in full rows of three: what dev measures, then the losses that are only trained on."""
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in _read_jsonl(path):
         for name, value in row.items():
             if name not in ("step", "split", "seconds") and math.isfinite(float(value)):
                 series.setdefault((row["split"], name), []).append((row["step"], float(value)))
     names = [name for split, name in series if split == "dev" and not name.endswith("_shuffled")]
-    names += [name for split, name in series if split == "train" and name in CURVES and name not in names]
+    names += [name for name in CURVES if ("train", name) in series and name not in names]
     prefix = f"{path.parent.name}: " if many else ""
-    return [_chart(name, series, title=prefix + name) for name in names[:4]]
+    return [_chart(name, series, title=prefix + name) for name in names[: len(names) // 3 * 3 or 3]]
 
 
 def _chart(name: str, series: dict[tuple[str, str], list[tuple[float, float]]], *, title: str) -> Chart:

@@ -1,8 +1,104 @@
-"""Slow, obvious filterbanks in plain numpy: one frame, one filter, one coefficient at a time."""
+"""What encoders are tested against: slow filterbanks in plain numpy, and tiny random models run by transformers."""
 
 import math
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+WAV = (0.1 * np.random.default_rng(0).standard_normal(16000)).astype(np.float32)
+N_LAYERS = 4
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+LARGE = {**SMALL, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+BERT = {"hidden_size": 32, "num_hidden_layers": N_LAYERS, "num_attention_heads": 2, "intermediate_size": 48}
+WHISPER = {
+    "d_model": 32,
+    "encoder_layers": N_LAYERS,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 99,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+CHECKPOINTS = {  # name -> (transformers class without Model/Config, fields)
+    "hubert-base": ("Hubert", SMALL),
+    "hubert-large": ("Hubert", LARGE),
+    "wav2vec2-base": ("Wav2Vec2", SMALL),
+    "wav2vec2-large": ("Wav2Vec2", LARGE),
+    "wavlm-base": ("WavLM", SMALL),
+    "wavlm-large": ("WavLM", LARGE),
+    "data2vec-audio": ("Data2VecAudio", {**SMALL, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5}),
+    "w2v-bert": ("Wav2Vec2Bert", BERT),
+    "whisper": ("Whisper", WHISPER),
+}
+
+
+@cache
+def model_of(name: str) -> Any:
+    """A tiny random model whose weights are far from their start, so that every norm and bias matters."""
+    import transformers
+
+    family, fields = CHECKPOINTS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def in_layers(names: Iterable[str], *numbers: int) -> list[str]:
+    """The parameters of transformer layers, counted from 1 (not those of convolutions or of Whisper's decoder)."""
+    pattern = "|".join(rf"layers\.{number - 1}\." for number in numbers)
+    return [name for name in names if re.match(rf"(model\.)?(encoder\.)?({pattern})", name)]
+
+
+def layers_of(name: str, inputs: Tensor) -> list[Tensor]:
+    """What transformers' own model puts out at the input of layer 1 and after each layer, caught by hooks."""
+    model = model_of(name)
+    encoder, caught = model.encoder, []
+    first = encoder.layers[0].register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    hooks = [
+        layer.register_forward_hook(lambda _, args, out: caught.append(out[0] if isinstance(out, tuple) else out))
+        for layer in encoder.layers
+    ]
+    with torch.no_grad():
+        (encoder if name == "whisper" else model)(inputs)
+    for hook in (first, *hooks):
+        hook.remove()
+    return [output[0] for output in caught]
+
+
+def official_inputs(name: str, normalize: bool) -> Tensor:
+    """What transformers' feature extractor of the family makes of WAV."""
+    import transformers
+
+    match name:
+        case "w2v-bert":
+            extractor = transformers.SeamlessM4TFeatureExtractor(padding_value=1.0)
+            return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_features
+        case "whisper":
+            extractor = transformers.WhisperFeatureExtractor()
+            return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_features
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
+    return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_values
 
 
 def kaldi_log_mels(wav: np.ndarray, n_mels: int) -> np.ndarray:

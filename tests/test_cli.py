@@ -94,7 +94,9 @@ def test_fit_info_export_import(folder: Path, tmp_path: Path) -> None:
         assert header.tokenizer in shown.stdout, shown.stdout
     out = unitkit("export", tmp_path / "u.jsonl", "-o", tmp_path / "u.gslm", "--format", "gslm")
     assert out.returncode == 0, out.stdout
-    back = unitkit("import", tmp_path / "u.gslm", "-o", tmp_path / "b.jsonl", "--format", "gslm", "-t", tmp_path / "tok")
+    back = unitkit(
+        "import", tmp_path / "u.gslm", "-o", tmp_path / "b.jsonl", "--format", "gslm", "-t", tmp_path / "tok"
+    )
     assert back.returncode == 0, back.stdout
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "u.jsonl").read_bytes()
 

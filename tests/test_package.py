@@ -45,7 +45,9 @@ def test_lower_bounds_are_met_by_the_tested_set() -> None:
     assert project["version"] == unitkit.__version__
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
-    wanted = project["dependencies"] + [r for extra in ("eval", "dev", "lhotse") for r in project["optional-dependencies"][extra]]
+    wanted = project["dependencies"] + [
+        r for extra in ("eval", "dev", "lhotse") for r in project["optional-dependencies"][extra]
+    ]
     for requirement in wanted:
         name, bound = requirement.split(">=")
         numbers = [[int(x) for x in v.split(".")[:3] if x.isdigit()] for v in (pinned[name.lower()], bound)]

@@ -236,7 +236,7 @@ def test_predicted_durations_do_not_depend_on_the_batch():
     wavs = model.generate(units, durations="predict")
     assert [len(w) for w in wavs] == [4 * 320 * len(u) for u in units]
     assert len(model.generate([torch.tensor([1, 2])], durations=[[3, 5]])[0]) == 8 * 320
-    wav = model.speak(np.array([1, 2]), reduced=True)
+    wav = model.generate([np.array([1, 2])], durations="predict")[0].numpy()
     assert wav.dtype == np.float32 and wav.shape == (2 * 4 * 320,)
 
 

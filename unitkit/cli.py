@@ -29,8 +29,12 @@ console = Console()
 errors = Console(stderr=True)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Tok = Annotated[str | None, typer.Option("--tokenizer", "-t", help="Directory or bundled name; bundled default if left out.")]
-Inputs = Annotated[list[str], typer.Argument(help="Files, directories, globs, a manifest (.jsonl), or - for a list on stdin.")]
+Tok = Annotated[
+    str | None, typer.Option("--tokenizer", "-t", help="Directory or bundled name; bundled default if left out.")
+]
+Inputs = Annotated[
+    list[str], typer.Argument(help="Files, directories, globs, a manifest (.jsonl), or - for a list on stdin.")
+]
 
 
 def main() -> None:
@@ -48,12 +52,16 @@ def main() -> None:
 def fit(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new tokenizer.")],
-    features: Annotated[str, typer.Option(help="mfcc, logmel, a known SSL name, a hub id, or a local directory.")] = "mfcc",
+    features: Annotated[
+        str, typer.Option(help="mfcc, logmel, a known SSL name, a hub id, or a local directory.")
+    ] = "mfcc",
     layer: Annotated[int | None, typer.Option(help="Layer of an SSL encoder, 1-based (0 = its input).")] = None,
     units: Annotated[int, typer.Option("--units", "-k", help="Units per codebook.")] = 100,
     codebooks: Annotated[int, typer.Option(help="Codebooks (with --kind residual or product).")] = 1,
     kind: Annotated[str, typer.Option(help="plain, residual or product.")] = "plain",
-    max_frames: Annotated[int, typer.Option(help="Frames kept for k-means: the memory bound, a seeded sample.")] = 1_000_000,
+    max_frames: Annotated[
+        int, typer.Option(help="Frames kept for k-means: the memory bound, a seeded sample.")
+    ] = 1_000_000,
     seed: Annotated[int, typer.Option(help="Seed of sample and initialisation.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a bad file instead of skipping it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different tokenizer at --out.")] = False,
@@ -67,6 +75,7 @@ def fit(
 
       unitkit fit train.jsonl -o exp/tok --features facebook/hubert-base-ls960 --layer 6 -k 100
     """
+    from unitkit.pipeline import tokenizer_facts
     from unitkit.tokenizer import Tokenizer
 
     utterances = _utterances(inputs)
@@ -90,7 +99,7 @@ def fit(
             on_error=None if strict else on_error,
         )
     tokenizer.save(out, overwrite=overwrite)
-    console.print(_table(f"tokenizer {tokenizer.fingerprint}", {"directory": out, **_tokenizer_facts(tokenizer)}))
+    console.print(_table(f"tokenizer {tokenizer.fingerprint}", {"directory": out, **tokenizer_facts(tokenizer)}))
     _finish(bad)
 
 
@@ -140,8 +149,12 @@ def vocode(
     units: Annotated[Path, typer.Argument(help="Unit file to speak.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="Vocoder directory.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl and wavs.")],
-    like: Annotated[Path | None, typer.Option(help="Manifest whose text, speaker and language are copied by id.")] = None,
-    durations: Annotated[str, typer.Option(help="frames (as encoded) or predicted (deduplicate, then predict).")] = "frames",
+    like: Annotated[
+        Path | None, typer.Option(help="Manifest whose text, speaker and language are copied by id.")
+    ] = None,
+    durations: Annotated[
+        str, typer.Option(help="frames (as encoded) or predicted (deduplicate, then predict).")
+    ] = "frames",
     speaker: Annotated[str | None, typer.Option(help="Speaker name, for all utterances.")] = None,
     lang: Annotated[str | None, typer.Option(help="Language name, for all utterances.")] = None,
     shuffle: Annotated[int | None, typer.Option(help="Seed: shuffle the frames first (the control).")] = None,
@@ -179,9 +192,13 @@ def score(
     reference: Annotated[Path, typer.Option(help="Manifest of the original recordings.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Scores, one JSON line each; rows are replaced by name.")],
     control: Annotated[Path | None, typer.Option(help="Synthesis directory of the shuffled control.")] = None,
-    reference_units: Annotated[Path | None, typer.Option(help="Units of the originals, for the unit error rate.")] = None,
+    reference_units: Annotated[
+        Path | None, typer.Option(help="Units of the originals, for the unit error rate.")
+    ] = None,
     metrics: Annotated[str, typer.Option(help="Comma-separated; all = every metric that is installed.")] = "all",
-    recognizer: Annotated[str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")] = "auto",
+    recognizer: Annotated[
+        str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")
+    ] = "auto",
     lang: Annotated[str, typer.Option(help="Language of the transcripts.")] = "en",
     split: Annotated[str, typer.Option(help="Name of the split in the score rows.")] = "test",
 ) -> None:
@@ -222,7 +239,9 @@ def report(
 
 
 @app.command()
-def info(path: Annotated[str, typer.Argument(help="Tokenizer, unit file, manifest, model directory or audio file.")]) -> None:
+def info(
+    path: Annotated[str, typer.Argument(help="Tokenizer, unit file, manifest, model directory or audio file.")],
+) -> None:
     """Say what a thing is: fingerprint, rates, sizes, bitrate.
 
     Examples: unitkit info units.jsonl · unitkit info exp/vocoder · unitkit info prompts-mfcc100
@@ -274,9 +293,13 @@ def import_(
     path: Annotated[Path, typer.Argument(help="A peer's unit file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Unit file to write.")],
     format: Format,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", help="Tokenizer directory or name, or a bare fingerprint.")],
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", help="Tokenizer directory or name, or a bare fingerprint.")
+    ],
     manifest: Manifest = None,
-    units: Annotated[int | None, typer.Option("--units", "-k", help="Units per codebook, with a bare fingerprint.")] = None,
+    units: Annotated[
+        int | None, typer.Option("--units", "-k", help="Units per codebook, with a bare fingerprint.")
+    ] = None,
     rate_hz: Annotated[float, typer.Option(help="Frame rate in Hz, with a bare fingerprint.")] = 50.0,
 ) -> None:
     """Read a peer's unit file.  Units mean nothing without their tokenizer, so it must be named.
@@ -315,7 +338,11 @@ def _ticking(utterances: "Iterable[Utterance]", advance: Callable[[float], None]
 def _progress(verb: str, total: float | None, unit: str = "") -> Iterator[Callable[[float], None]]:
     """A bar on standard error: done, elapsed, ETA, and hours of audio per hour where the unit is hours."""
     columns = [TextColumn(verb), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    count = TextColumn("{task.completed:.2f}/{task.total:.2f} h, {task.fields[speed]:.0f} h/h") if unit else MofNCompleteColumn()
+    count = (
+        TextColumn("{task.completed:.2f}/{task.total:.2f} h, {task.fields[speed]:.0f} h/h")
+        if unit
+        else MofNCompleteColumn()
+    )
     with Progress(*columns, count, console=errors, transient=not sys.stderr.isatty()) as bar:
         task = bar.add_task(verb, total=total, speed=0.0)
 
@@ -333,12 +360,6 @@ def _table(title: str, facts: dict[str, object]) -> Table:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         grid.add_row(f"[bold]{escape(name)}[/]", escape(shown))
     return grid
-
-
-def _tokenizer_facts(tokenizer: "object") -> dict[str, object]:
-    from unitkit.pipeline import tokenizer_facts
-
-    return tokenizer_facts(tokenizer)
 
 
 def _finish(bad: list[tuple[str, str]]) -> None:

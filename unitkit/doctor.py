@@ -49,7 +49,9 @@ def examine() -> list[Check]:
 
 def _python() -> Check:
     good = sys.version_info >= (3, 11)
-    return Check("python", "ok" if good else "broken", platform.python_version(), "" if good else "install Python 3.11+")
+    return Check(
+        "python", "ok" if good else "broken", platform.python_version(), "" if good else "install Python 3.11+"
+    )
 
 
 def _machine() -> Check:
@@ -92,7 +94,9 @@ def _audio() -> Check:
     lacking = [name for name in ("WAV", "FLAC", "OGG", "MP3") if name not in formats]
     state = "broken" if lacking else "ok"
     mend = "pip install -U soundfile" if lacking else ""
-    return Check("soundfile", state, f"{soundfile.__libsndfile_version__}, lacks: {', '.join(lacking) or 'nothing'}", mend)
+    return Check(
+        "soundfile", state, f"{soundfile.__libsndfile_version__}, lacks: {', '.join(lacking) or 'nothing'}", mend
+    )
 
 
 def _bundled() -> Check:

@@ -8,8 +8,16 @@ from pathlib import Path
 from unitkit import audio
 from unitkit.manifest import ManifestError, Utterance
 from unitkit.tokenizer import Tokenizer
-from unitkit.units import FingerprintError, Units, UnitsError, UnitsWriter, check_fingerprint, read_header, read_units
-from unitkit.units import write_units
+from unitkit.units import (
+    FingerprintError,
+    Units,
+    UnitsError,
+    UnitsWriter,
+    check_fingerprint,
+    read_header,
+    read_units,
+    write_units,
+)
 
 BAD_INPUT = (audio.AudioError, ValueError, OSError)
 
@@ -88,7 +96,9 @@ def encode_files(
                 units = _encode_one(tokenizer, utterance)
             except BAD_INPUT as error:
                 if strict:
-                    raise UnitsError(f"{error} (stopped by --strict; {summary.encoded} files encoded before it are kept)") from error
+                    raise UnitsError(
+                        f"{error} (stopped by --strict; {summary.encoded} files encoded before it are kept)"
+                    ) from error
                 summary.bad.append((utterance, str(error)))
                 tell(Progress(utterance, utterance.duration or 0.0, bad=str(error)))
                 continue

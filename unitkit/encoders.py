@@ -66,9 +66,12 @@ class Encoder(Protocol):
     """What a tokenizer needs of its features; dim is their size, rate_hz frames per second."""
 
     sample_rate: int
-    rate_hz: float
     dim: int
     min_samples: int
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second."""
 
     def __call__(self, wav: np.ndarray | Tensor) -> Tensor:
         """(samples,) at sample_rate to (frames, dim) float32 on the encoder's device."""

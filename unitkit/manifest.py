@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import IO
+from typing import IO, Any
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".webm", ".g722", ".aiff", ".aif", ".au")
 
@@ -453,11 +453,13 @@ def _parse_row(line: str, *, place: str, folder: str) -> Utterance:
         raise ManifestError(f"{place}: expected one JSON object a line, found {line[:60]!r}")
     if unknown := sorted(set(row) - set(FIELDS)):
         raise ManifestError(f"{place}: unknown key {unknown[0]!r}; known keys: {', '.join(FIELDS)}")
-    values = {name: _value(name, value, place=place) for name, value in row.items() if value is not None}
+    values: dict[str, Any] = {
+        name: _value(name, value, place=place) for name, value in row.items() if value is not None
+    }
     if missing := [name for name in ("id", "audio") if not values.get(name)]:
         raise ManifestError(f"{place}: {missing[0]!r} is missing or empty; every row needs 'id' and 'audio'")
     values["audio"] = os.path.normpath(os.path.join(folder, str(values["audio"])))
-    return Utterance(*(values.get(name) for name in FIELDS))
+    return Utterance(**values)
 
 
 def _value(name: str, value: object, *, place: str) -> str | float:
@@ -465,8 +467,7 @@ def _value(name: str, value: object, *, place: str) -> str | float:
         if not isinstance(value, str):
             raise ManifestError(f"{place}: {name!r} must be a string, found {value!r}")
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ManifestError(f"{place}: {name!r} must be seconds, a number from 0, found {value!r}")
     return float(value)
 

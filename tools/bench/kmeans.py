@@ -63,7 +63,9 @@ def main() -> None:
             start = time.process_time()
             centroids = side(train, args.units, seed)
             rows[name].append((time.process_time() - start, inertia(held, centroids)))
-    medians = {name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in rows.items()}
+    medians = {
+        name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in rows.items()
+    }
     for name, (seconds, loss) in medians.items():
         print(f"{name:>14}: {seconds:8.2f} CPU s, held-out inertia per frame {loss:.4f}")
     (a, x), (b, y) = medians["unitkit"], medians["scikit-learn"]

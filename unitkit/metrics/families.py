@@ -46,7 +46,7 @@ class Context:
         """The recogniser, opened at its first use."""
         if self.recognizer is None:
             raise Unavailable("no recogniser was asked for")
-        if not isinstance(self.recognizer, Recognizer):
+        if isinstance(self.recognizer, str | Path):
             self.recognizer = Recognizer.load(self.recognizer)
         return self.recognizer
 

@@ -293,26 +293,6 @@ class UnitVocoder(nn.Module):
             pieces.append(wav[:, (start - seen.start) * hop : (stop - seen.start) * hop])
         return torch.cat(pieces, dim=1)
 
-    def speak(
-        self,
-        units: np.ndarray | Tensor,
-        *,
-        reduced: bool = False,
-        speaker: str | None = None,
-        lang: str | None = None,
-        f0: np.ndarray | None = None,
-        energy: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """One sequence of ids -> wav (samples,) float32; the durations of `reduced` ones are predicted."""
-        return self.generate(
-            [units],
-            speaker=speaker,
-            lang=lang,
-            durations="predict" if reduced else None,
-            f0=None if f0 is None else [f0],
-            energy=None if energy is None else [energy],
-        )[0].numpy()
-
     def checksum(self) -> str:
         """12 hex digits that change with the config or any weight."""
         digest = sha256(configs.to_yaml(self.config).encode())

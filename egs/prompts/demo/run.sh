@@ -3,4 +3,4 @@
 # Ends by printing where the page is.  Any word of that recipe works here too, for instance `./run.sh units=50 report`.
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 exec "$root/egs/prompts/resynth/run.sh" home="$root/egs/prompts/demo" data="$root/samples/en" exp=exp/en core=small \
-    --stage tokenizer "$@"
+    metrics=wer,cer,mel,mcd,speaker,uer --stage tokenizer "$@"

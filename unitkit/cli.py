@@ -44,7 +44,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from None
 
 
@@ -83,7 +83,7 @@ def fit(
 
     def on_error(utterance: "Utterance", error: Exception) -> None:
         bad.append((utterance.audio, str(error)))
-        errors.print(f"[red]bad:[/] {escape(str(error))}")
+        errors.print(f"[red]bad:[/] {escape(str(error))}", soft_wrap=True)
 
     with _progress("fit", len(utterances)) as advance:
         tokenizer = Tokenizer.fit(
@@ -132,7 +132,7 @@ def encode(
         def on_progress(step: "Encoded") -> None:
             advance(step.seconds / 3600)
             if step.bad:
-                errors.print(f"[red]bad:[/] {escape(step.bad)}")
+                errors.print(f"[red]bad:[/] {escape(step.bad)}", soft_wrap=True)
 
         summary = encode_files(tok, utterances, out, strict=strict, overwrite=overwrite, on_progress=on_progress)
     console.print(

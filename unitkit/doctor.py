@@ -26,7 +26,6 @@ OPTIONAL = {  # package: what is missing without it, the command that brings it
     "G722": ("the prompts corpus", "pip install 'unitkit[prompts]'"),
     "pyarrow": ("parquet unit files", "pip install 'unitkit[parquet]'"),
     "lhotse": ("lhotse cuts", "pip install 'unitkit[lhotse]'"),
-    "matplotlib": ("figures of the report", "pip install 'unitkit[report]'"),
     "torchaudio": ("Kaldi-compatible reference features", "pip install 'unitkit[torchaudio]'"),
 }
 

@@ -432,7 +432,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_old(
         raise OSError("disk full")
 
     mfcc.save(tmp_path / "tok")
-    monkeypatch.setattr(tokenizer, "save_file", full)
+    monkeypatch.setattr(tokenizer, "serialize", full)
     for name in ("tok", "new"):
         with pytest.raises(OSError, match="disk full"):
             mfcc.save(tmp_path / name)

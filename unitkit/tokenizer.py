@@ -18,7 +18,8 @@ from typing import Any, Self, TypeAlias, overload
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from unitkit import audio
@@ -191,7 +192,8 @@ class Tokenizer:
         own_encoder = any((directory / "encoder").iterdir())
         if not own_encoder:
             (directory / "encoder").rmdir()
-        save_file(self.quantizer.state(), directory / "model.safetensors")
+        # Bytes first: save_file makes a file that only its owner may read.
+        (directory / "model.safetensors").write_bytes(serialize(self.quantizer.state()))
         facts = {
             "unitkit_tokenizer": FORMAT,
             **self._identity(),

@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from unitkit import config as configs
@@ -226,7 +227,8 @@ class UnitVocoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         configs.save(self.config, folder / "config.yaml")
         temporary = folder / "model.safetensors.tmp"
-        save_file(_plain_weights(self), temporary, metadata={"unitkit": "vocoder"})
+        # Bytes first: save_file makes a file that only its owner may read.
+        temporary.write_bytes(serialize(_plain_weights(self), metadata={"unitkit": "vocoder"}))
         os.replace(temporary, folder / "model.safetensors")
         (folder / "card.md").write_text(card or f"# Unit vocoder\n\nTokenizer: `{self.config.tokenizer}`\n")
 

@@ -83,6 +83,18 @@ def test_synthesis_is_a_manifest_again_and_resumes(vocoder_dir: Path, units_file
     assert json.loads((out / "synthesis.json").read_text())["shuffle"] == 0
 
 
+def test_a_vocoder_with_f0_takes_it_from_the_originals(tokenizer: Tokenizer, units_file: Path, tmp_path: Path) -> None:
+    config = VocoderConfig(tokenizer.fingerprint, n_units=100, istft=TINY, f0=True, energy=True)
+    UnitVocoder(config).save(tmp_path / "model")
+    vocoder = Vocoder.load(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match="--like"):
+        synthesise(vocoder, units_file, tmp_path / "a")
+    like = ROOT / "samples" / "en" / "dev.jsonl"
+    assert synthesise(vocoder, units_file, tmp_path / "b", like=like) == 3
+    with pytest.raises(ValueError, match="frames"):
+        synthesise(vocoder, units_file, tmp_path / "c", like=like, durations="predicted")
+
+
 def test_describe_tells_things_apart(vocoder_dir: Path, units_file: Path) -> None:
     samples = ROOT / "samples" / "en"
     recording = next(read_manifest(samples / "dev.jsonl")).audio

@@ -12,7 +12,7 @@ import numpy as np
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.tokenizer import Tokenizer
+from unitkit.tokenizer import Tokenizer, pick_device, read_speech
 from unitkit.units import FingerprintError, Units, UnitsHeader, bitrate, check_fingerprint, read_header, read_units
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ class Vocoder:
     def load(cls, directory: str | Path, *, device: str = "auto") -> "Vocoder":
         """Load a model directory written by `recipes/train_vocoder.py`."""
         from unitkit.models.vocoder import UnitVocoder
-        from unitkit.tokenizer import pick_device
 
         return cls(UnitVocoder.load(directory, device=pick_device(device)))
 
@@ -101,8 +100,8 @@ def synthesise(
 ) -> int:
     """Speak a unit file into the directory `out`: `manifest.jsonl` + wavs.  Returns the number of utterances.
 
-    Rows of the manifest `like` lend text, speaker and language by id; a speaker or language the vocoder does not know
-    is kept in the manifest only if given by `like`.  Interrupted work goes on; a directory made with other settings is
+    Rows of the manifest `like` lend text, speaker and language by id, and their recordings F0 and energy to a vocoder
+    trained with them.  Interrupted work goes on; a directory made with other settings is
     made anew.  `shuffle` is the seed of the frame-shuffled control.
     """
     out = Path(out)
@@ -116,11 +115,13 @@ def synthesise(
         row = replace(row, speaker=speaker or row.speaker, lang=lang or row.lang)
         path = out / "wav" / f"{_file_name(one.id)}.wav"
         if not (reuse and path.exists()):
-            source = one if shuffle is None else one.shuffled(shuffle)
+            f0, energy = _prosody(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
-                source,
+                one if shuffle is None else one.shuffled(shuffle),
                 speaker=_known(row.speaker, vocoder.model.config.speakers, speaker),
                 lang=_known(row.lang, vocoder.model.config.langs, lang),
+                f0=f0,
+                energy=energy,
                 durations=durations,
             )
             audio.write(path, wav, vocoder.sample_rate)
@@ -128,6 +129,23 @@ def synthesise(
         if on_progress:
             on_progress(made[-1])
     return write_manifest(out / "manifest.jsonl", made)
+
+
+def _prosody(
+    vocoder: Vocoder, original: Utterance | None, n_frames: int, durations: str
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """F0 in Hz and energy (frames,) of the original recording, for a vocoder that was trained with them."""
+    config = vocoder.model.config
+    if not (config.f0 or config.energy):
+        return None, None
+    if original is None:
+        raise ValueError("this vocoder takes F0 or energy from the original recordings: name their manifest (--like)")
+    if durations != "frames":
+        raise ValueError(f"durations {durations!r}: F0 and energy follow the original's frames; use 'frames'")
+    wav = read_speech(original, config.sample_rate)
+    wav = np.pad(wav, (0, max(0, n_frames * config.hop - len(wav))))[: n_frames * config.hop]
+    f0 = audio.f0(wav, config.sample_rate, hop_samples=config.hop) if config.f0 else None
+    return f0, audio.energy(wav, hop_samples=config.hop) if config.energy else None
 
 
 def _known(name: str | None, names: tuple[str, ...], asked: str | None) -> str | None:

@@ -8,7 +8,7 @@
 # Other corpora run these stages too, with their own home, corpus and conf: see egs/ljspeech/resynth/run.sh.
 source "$(dirname "$0")/../../../tools/stages.sh"
 variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= lang=en data= \
-    features=mfcc layer= units=100 codebooks=1 kind= core=istft metrics=all exp= -- "$@"
+    features=mfcc layer= units=100 codebooks=1 kind= core=istft metrics=all recognizer=auto exp= -- "$@"
 cd "$home" # paths are relative to the recipe's own folder
 [[ $reader != prompts || $options ]] || options=lang=$lang
 [[ $kind ]] || { ((codebooks == 1)) && kind=plain || kind=residual; }
@@ -36,7 +36,7 @@ synth() { # frames: as encoded; dedup: runs merged, durations predicted; shuffle
     done
 }
 score() {
-    unitkit score "$exp/synth/frames" "$exp/synth/dedup" --control "$exp/synth/shuffled" --metrics "$metrics" \
+    unitkit score "$exp/synth/frames" "$exp/synth/dedup" --control "$exp/synth/shuffled" --metrics "$metrics" --recognizer "$recognizer" \
         --lang "$lang" --reference "$data/test.jsonl" --reference-units "$exp/units/test.jsonl" -o "$exp/scores.jsonl"
 }
 report() { unitkit report "$exp" --reference "$data/test.jsonl" -o "$exp/report.html" --title "Resynthesis: ${exp##*/}"; }

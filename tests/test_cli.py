@@ -101,6 +101,22 @@ def test_fit_info_export_import(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "u.jsonl").read_bytes()
 
 
+def test_reduced_and_self_describing_formats(folder: Path, tmp_path: Path) -> None:
+    units, short = tmp_path / "u.jsonl", tmp_path / "short.gslm"
+    assert unitkit("encode", folder, "-o", units).returncode == 0
+    assert unitkit("export", units, "-o", short, "--format", "gslm", "--reduced").returncode == 0
+    words = ("import", short, "-o", tmp_path / "b.jsonl", "--format", "gslm", "-t", "prompts-mfcc100")
+    back = unitkit(*words, "--durations", f"{short}.durations")
+    assert back.returncode == 0, back.stdout
+    assert (tmp_path / "b.jsonl").read_bytes() == units.read_bytes()
+    assert unitkit("export", units, "-o", tmp_path / "u.npz", "--format", "npz").returncode == 0
+    again = unitkit("import", tmp_path / "u.npz", "-o", tmp_path / "c.jsonl", "--format", "npz")
+    assert again.returncode == 0, again.stdout
+    assert (tmp_path / "c.jsonl").read_bytes() == units.read_bytes()
+    foreign = unitkit("import", short, "-o", tmp_path / "d.jsonl", "--format", "gslm")
+    assert foreign.returncode == 2 and "tokenizer" in foreign.stdout
+
+
 def test_wrong_values_are_named_with_the_known_ones(folder: Path, tmp_path: Path) -> None:
     for args, words in [
         (("encode", folder, "-o", tmp_path / "u.jsonl", "-t", "minni"), ("minni", "prompts-mfcc100")),

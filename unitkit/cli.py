@@ -294,9 +294,12 @@ def import_(
     out: Annotated[Path, typer.Option("--out", "-o", help="Unit file to write.")],
     format: Format,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", help="Tokenizer directory or name, or a bare fingerprint.")
-    ],
+        str | None,
+        typer.Option("--tokenizer", "-t", help="Directory, name or bare fingerprint; npz and parquet know it."),
+    ] = None,
     manifest: Manifest = None,
+    durations: Annotated[Path | None, typer.Option(help="File of `id|3 1 2` frames, for deduplicated units.")] = None,
+    frame_level: Annotated[bool, typer.Option("--frame-level", help="Vouch that units are not deduplicated.")] = False,
     units: Annotated[
         int | None, typer.Option("--units", "-k", help="Units per codebook, with a bare fingerprint.")
     ] = None,
@@ -308,10 +311,18 @@ def import_(
     """
     from unitkit.formats import import_units
     from unitkit.pipeline import header_of
+    from unitkit.units import read_header
 
-    header = header_of(tokenizer, n_units=units, rate_hz=rate_hz)
-    count = import_units(path, out, format=format, header=header, manifest=manifest)
-    console.print(f"{out}: {count} utterances, tokenizer {header.tokenizer}", soft_wrap=True)
+    count = import_units(
+        path,
+        out,
+        format=format,
+        header=header_of(tokenizer, n_units=units, rate_hz=rate_hz) if tokenizer else None,
+        manifest=manifest,
+        durations=durations,
+        frame_level=frame_level,
+    )
+    console.print(f"{out}: {count} utterances, tokenizer {read_header(out).tokenizer}", soft_wrap=True)
 
 
 def _utterances(inputs: list[str]) -> list["Utterance"]:

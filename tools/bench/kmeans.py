@@ -38,7 +38,7 @@ def inertia(x: np.ndarray, centroids: np.ndarray) -> float:
 
 def ours(x: np.ndarray, units: int, seed: int) -> np.ndarray:
     """Centroids by `KMeans.fit`, in the features' own scale."""
-    fitted = KMeans().fit(x, units, standardize=False, seed=seed, device="cpu")
+    fitted = KMeans.fit(x, units, standardize=False, seed=seed, device="cpu")
     return fitted.decode(torch.arange(units)).numpy()
 
 

@@ -34,6 +34,11 @@ def test_public_names_are_pinned_and_load() -> None:
         _ = unitkit.Tokeniser
 
 
+def test_the_type_stub_names_the_same() -> None:
+    stub = (ROOT / "unitkit" / "__init__.pyi").read_text()
+    assert {line.split()[-1] for line in stub.splitlines() if line.startswith("from")} == PUBLIC
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, unitkit; print([m for m in ('torch', 'numpy', 'transformers', 'faiss') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

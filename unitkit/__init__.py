@@ -1,14 +1,7 @@
-"""Speech to discrete units and back.  Names load on first use, so `import unitkit` is instant."""
+"""Speech to discrete units and back.  Names load on first use, so `import unitkit` is instant; types: __init__.pyi."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from unitkit.audio import AudioError
-    from unitkit.manifest import Utterance, read_manifest, write_manifest
-    from unitkit.pipeline import Vocoder
-    from unitkit.tokenizer import Tokenizer
-    from unitkit.units import FingerprintError, Units, Vocab, bitrate, read_units, write_units
+from typing import Any
 
 __version__ = "0.1.0"
 

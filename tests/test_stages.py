@@ -101,6 +101,14 @@ def test_mistakes_are_named_before_anything_runs(toy: Path, words: list[str], sa
     assert "first" in run.stderr and "third" in run.stderr  # what there is
 
 
+@pytest.mark.parametrize(("status", "goes_on"), [(0, True), (1, True), (2, False), (70, False)])
+def test_skipped_bad_files_do_not_stop_a_recipe_but_errors_do(toy: Path, status: int, goes_on: bool) -> None:
+    skipped = f"skipping bash -c 'exit {status}'"
+    toy.write_text(TOY.replace("first() {", f"first() {{ {skipped};"))
+    run = sh(toy, code=0 if goes_on else status)
+    assert ("third" in run.stdout) == goes_on
+
+
 def test_names_do_not_meet_those_of_the_library(tmp_path: Path) -> None:
     """Bash scopes are dynamic: a recipe's variable or a stage's loop counter could be a local of run_stages."""
     names = ["i", "name", "pair", "wanted", "all", "first", "last", "picked"]

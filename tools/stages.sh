@@ -27,6 +27,9 @@ variables() { # name=default... -- "$@": sets each variable; other key=value wor
     done
 }
 
+# command...: exit status 1 says that bad files were listed and skipped, so the recipe goes on
+skipping() { local _status=0; "$@" || _status=$?; ((_status == 1)) || return "$_status"; }
+
 usage() { # stage...: the recipe's opening comment, its stages and variables
     local _i _name
     sed -n '2,${/^#/!q;s/^# \{0,1\}//p;}' "$script"

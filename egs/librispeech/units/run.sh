@@ -11,12 +11,12 @@ cd "$(dirname "$0")" # paths are relative to the recipe's own folder
 : "${exp:=exp/$(basename "$features")${layer:+-l$layer}-k$units}"
 splits() { for path in "$data"/*.jsonl; do basename "$path" .jsonl; done; }
 
-manifest() { python "$root/recipes/prepare.py" librispeech "$corpus" "$data" subsets="$subsets"; }
+manifest() { skipping python "$root/recipes/prepare.py" librispeech "$corpus" "$data" subsets="$subsets"; }
 tokenizer() {
-    unitkit fit "$data/train.jsonl" -o "$exp/tokenizer" --features "$features" ${layer:+--layer "$layer"} \
+    skipping unitkit fit "$data/train.jsonl" -o "$exp/tokenizer" --features "$features" ${layer:+--layer "$layer"} \
         --units "$units" --max-frames "$max_frames"
 }
-units() { for s in $(splits); do unitkit encode "$data/$s.jsonl" -t "$exp/tokenizer" -o "$exp/units/$s.jsonl"; done; }
+units() { for s in $(splits); do skipping unitkit encode "$data/$s.jsonl" -t "$exp/tokenizer" -o "$exp/units/$s.jsonl"; done; }
 bitrate() { for s in $(splits); do unitkit info "$exp/units/$s.jsonl"; done; }
 km() { # the text format of fairseq, with its tsv
     mkdir -p "$exp/km"

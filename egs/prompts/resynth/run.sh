@@ -15,12 +15,12 @@ cd "$home" # paths are relative to the recipe's own folder
 : "${data:=data/$lang}"
 : "${exp:=exp/$lang-$(basename "$features")${layer:+-l$layer}-k$units$( ((codebooks == 1)) || echo "x$codebooks")-$core}"
 
-manifest() { python "$root/recipes/prepare.py" "$reader" "$corpus" "$data" ${options:+"$options"}; }
+manifest() { skipping python "$root/recipes/prepare.py" "$reader" "$corpus" "$data" ${options:+"$options"}; }
 tokenizer() {
-    unitkit fit "$data/train.jsonl" -o "$exp/tokenizer" --features "$features" ${layer:+--layer "$layer"} \
+    skipping unitkit fit "$data/train.jsonl" -o "$exp/tokenizer" --features "$features" ${layer:+--layer "$layer"} \
         --units "$units" --codebooks "$codebooks" --kind "$kind"
 }
-units() { for s in train dev test; do unitkit encode "$data/$s.jsonl" -t "$exp/tokenizer" -o "$exp/units/$s.jsonl"; done; }
+units() { for s in train dev test; do skipping unitkit encode "$data/$s.jsonl" -t "$exp/tokenizer" -o "$exp/units/$s.jsonl"; done; }
 train() {
     python "$root/recipes/train_vocoder.py" "conf/$core.yaml" out="$exp/vocoder" \
         train_manifest="$data/train.jsonl" train_units="$exp/units/train.jsonl" \

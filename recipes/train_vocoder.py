@@ -146,6 +146,19 @@ def _features_dim(config: Config, train: data.Corpus) -> int:
     return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1])
 
 
+def _speak(model: nn.Module, batch: data.Batch) -> tuple[Tensor, Tensor]:
+    """Wav (batch, samples) and duration loss of a batch."""
+    return model(
+        batch.units if batch.features is None else batch.features,
+        batch.mask,
+        speaker=batch.speaker,
+        lang=batch.lang,
+        f0=batch.f0,
+        energy=batch.energy,
+        cut=batch.cut,
+    )
+
+
 class VocoderStep:
     """One training step: spectral losses, and from `gan_start` on the judges'."""
 
@@ -156,15 +169,7 @@ class VocoderStep:
     def __call__(self, run: Run, batch: data.Batch) -> dict[str, Tensor]:
         """See the class; the judges learn first, on the same generated audio."""
         c, real = self.config, batch.wav
-        fake, durations = run.modules["model"](
-            batch.units if batch.features is None else batch.features,
-            batch.mask,
-            speaker=batch.speaker,
-            lang=batch.lang,
-            f0=batch.f0,
-            energy=batch.energy,
-            cut=batch.cut,
-        )
+        fake, durations = _speak(run.modules["model"], batch)
         fake = fake.float()
         logs = self.spectral.to(fake.device)(real, fake) | {"durations": durations}
         loss = c.mel * logs["mel"] + c.stft * logs.get("stft", 0.0) + c.durations * durations
@@ -220,15 +225,7 @@ class Validation:
         self.mel.to(device)
         errors, durations, frames = 0.0, 0.0, 0
         for batch in (b.to(device) for b in batches):
-            wav, loss = model(
-                batch.units if batch.features is None else batch.features,
-                batch.mask,
-                speaker=batch.speaker,
-                lang=batch.lang,
-                f0=batch.f0,
-                energy=batch.energy,
-                cut=batch.cut,
-            )
+            wav, loss = _speak(model, batch)
             n = batch.mask.shape[1]
             errors += n * float((self.mel(wav.float()) - self.mel(batch.wav)).abs().mean())
             durations += n * float(loss)

@@ -14,7 +14,7 @@ from reference_encoders import CHECKPOINTS, N_LAYERS, WAV, in_layers, layers_of,
 from safetensors.torch import load_file, save_file
 
 from unitkit import encoders
-from unitkit.encoders import load_encoder
+from unitkit.encoders import load_encoder, transformer
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_frame_counts_are_exact(case: tuple[str, str], n_samples: int) -> None:
 
 def test_windows_cover_every_frame_once_with_context() -> None:
     for n_frames in (1, 99, 100, 101, 180, 181, 1000, 1001):
-        windows = list(encoders._windows(n_frames, 100, 10))
+        windows = list(transformer._windows(n_frames, 100, 10))
         kept = [frame for _, first, stop in windows for frame in range(first, stop)]
         assert kept == list(range(n_frames))
         for start, first, stop in windows:

@@ -5,8 +5,7 @@ import pytest
 import torch
 from reference_encoders import WAV, delta, kaldi_log_mels, mfcc39
 
-from unitkit import filterbanks
-from unitkit.encoders import load_encoder
+from unitkit.encoders import filterbanks, load_encoder
 
 
 @pytest.mark.parametrize(("name", "frames"), [("mfcc", 49), ("mfcc@100", 98), ("logmel", 49), ("logmel@100", 98)])

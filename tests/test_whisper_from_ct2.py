@@ -11,8 +11,7 @@ import torch
 from reference_encoders import N_LAYERS, WAV, model_of
 from safetensors.torch import load_file
 
-from unitkit import filterbanks
-from unitkit.encoders import load_encoder
+from unitkit.encoders import filterbanks, load_encoder
 
 
 def converter() -> Any:

@@ -14,6 +14,8 @@ from unitkit import audio
 
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 
+FILTERBANKS = {"mfcc": ("mfcc", 50), "mfcc@100": ("mfcc", 100), "logmel": ("logmel", 50), "logmel@100": ("logmel", 100)}
+
 FIELD, HOP, N_FFT = 400, 160, 512  # Kaldi analysis at 16 kHz: 25 ms windows every 10 ms
 BLOCK_FRAMES = 3000  # filterbank frames computed at a time
 EPSILON = float(np.finfo(np.float32).eps)  # Kaldi's floor under a mel energy

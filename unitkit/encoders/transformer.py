@@ -1,54 +1,18 @@
-"""Encoders: wav (samples,) to features (frames, dim). MFCC, log-mel, and any transformers speech model up to one layer.
-
-Conventions, all recorded in `settings()` and so in the tokenizer's fingerprint:
-- Frame k of a filterbank or convolutional encoder starts at sample k * hop and spans the receptive field: only frames
-  that lie wholly inside the wav count (Kaldi's snip_edges=True). padding="center" adds (field - hop) / 2 zeros on
-  either side first, so that there are n_samples // hop frames.
-- Layer L is the output of transformer layer L, counted from 1, after its residual connection and, in post-norm models,
-  its norm; 0 is the input of the first layer. The final norm of pre-norm models is never applied, not even at the last
-  layer. Layers above L are neither loaded nor run.
-- Waveforms are scaled to zero mean and unit variance where the checkpoint's preprocessor_config.json says so; without
-  that file, where the model's convolutions use layer norm.
-- Recordings longer than a window (60 s; Whisper 30 s) are encoded in overlapping windows, so that memory is bounded;
-  elsewhere features are those of the whole recording.
-"""
+"""Transformers speech models as encoders: what goes in, how frames are counted, and the layer that comes out."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from unitkit.filterbanks import FIELD, HOP, JSON, FilterbankEncoder, WavEncoder, log_mel_energies, whisper_log_mels
-
-MODELS = {  # short name -> hub id; any other hub id or local directory works as well
-    "hubert-base": "facebook/hubert-base-ls960",
-    "hubert-large": "facebook/hubert-large-ll60k",
-    "mhubert-147": "utter-project/mHuBERT-147",
-    "wav2vec2-base": "facebook/wav2vec2-base",
-    "wav2vec2-large": "facebook/wav2vec2-large-lv60",
-    "xlsr-53": "facebook/wav2vec2-large-xlsr-53",
-    "xls-r-300m": "facebook/wav2vec2-xls-r-300m",
-    "wavlm-base": "microsoft/wavlm-base",
-    "wavlm-base-plus": "microsoft/wavlm-base-plus",
-    "wavlm-large": "microsoft/wavlm-large",
-    "data2vec-audio-base": "facebook/data2vec-audio-base",
-    "data2vec-audio-large": "facebook/data2vec-audio-large",
-    "w2v-bert-2": "facebook/w2v-bert-2.0",
-    "whisper-tiny": "openai/whisper-tiny",
-    "whisper-base": "openai/whisper-base",
-    "whisper-small": "openai/whisper-small",
-    "whisper-large-v3": "openai/whisper-large-v3",
-}
-FILTERBANKS = {"mfcc": ("mfcc", 50), "mfcc@100": ("mfcc", 100), "logmel": ("logmel", 50), "logmel@100": ("logmel", 100)}
+from unitkit.encoders.filterbanks import FIELD, HOP, JSON, WavEncoder, log_mel_energies, whisper_log_mels
 
 WINDOW_SECONDS, CONTEXT_SECONDS = 60, 4  # long recordings: window, and the context dropped at each joint
 WHISPER_CONTEXT_SECONDS, WHISPER_PAD_SECONDS = 2, 2
@@ -60,51 +24,6 @@ _POSITION = ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_p
 _RELATIVE = ("left_max_position_embeddings", "right_max_position_embeddings")
 _WHISPER = ("encoder_attention_heads", "activation_function")
 ARCHITECTURE = _COMMON + _WAVEFORM + _POSITION + _RELATIVE + _WHISPER
-
-
-class Encoder(Protocol):
-    """What a tokenizer needs of its features; dim is their size, rate_hz frames per second."""
-
-    sample_rate: int
-    dim: int
-    min_samples: int
-
-    @property
-    def rate_hz(self) -> float:
-        """Frames per second."""
-
-    def __call__(self, wav: np.ndarray | Tensor) -> Tensor:
-        """(samples,) at sample_rate to (frames, dim) float32 on the encoder's device."""
-
-    def n_frames(self, n_samples: int) -> int:
-        """Frames that a wav of `n_samples` gives; 0 below min_samples."""
-
-    def settings(self) -> dict[str, JSON]:
-        """Everything that changes the features, the sha256 of the weights included; not where they came from."""
-
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write the weights, if any, so that load_encoder(directory) gives the same features and settings."""
-
-    def to(self, device: str | torch.device) -> Self:
-        """Move to a device and return the encoder."""
-
-
-def load_encoder(
-    features: str | os.PathLike[str], *, layer: int | None = None, padding: str = "none", device: str = "cpu"
-) -> Encoder:
-    """Encoder by name ("mfcc", "logmel", a key of MODELS), hub id or local directory.
-
-    `layer` counts from 1 (0 = input of the first layer); by default the layer a saved encoder was cut at, else the
-    middle one, where phone information peaks in most models. `padding`: "none", "center" (see above) or, for Whisper,
-    "full".
-    """
-    name = os.fspath(features)
-    if name in FILTERBANKS:
-        if layer is not None:
-            raise ValueError(f"{name} has no layers, but layer={layer} was asked for; leave it out")
-        kind, rate_hz = FILTERBANKS[name]
-        return FilterbankEncoder(kind, rate_hz, padding=padding).to(device)
-    return _load_transformer(name, layer=layer, padding=padding).to(device)
 
 
 class TransformerEncoder(WavEncoder):
@@ -158,7 +77,7 @@ class TransformerEncoder(WavEncoder):
         weights = {
             name: tensor.cpu().contiguous() for name, tensor in _canonical_names(self.model.state_dict()).items()
         }
-        with _quiet_transformers(local=True):
+        with quiet_transformers(local=True):
             self.config.save_pretrained(directory)
             self._feature_extractor().save_pretrained(directory)
         # Bytes first: save_file makes a file that only its owner may read.
@@ -320,132 +239,6 @@ class WhisperEncoder(TransformerEncoder):
         return WhisperFeatureExtractor(feature_size=self.config.num_mel_bins)
 
 
-@dataclass(frozen=True)
-class _Family:
-    """How to load one model_type: class in transformers, our encoder, and the config field that counts its layers."""
-
-    model: str
-    encoder: type[WaveformEncoder] | type[BertEncoder] | type[WhisperEncoder] = WaveformEncoder
-    layers: str = "num_hidden_layers"
-
-
-FAMILIES = {
-    "hubert": _Family("HubertModel"),
-    "wav2vec2": _Family("Wav2Vec2Model"),
-    "wavlm": _Family("WavLMModel"),
-    "data2vec-audio": _Family("Data2VecAudioModel"),
-    "wav2vec2-bert": _Family("Wav2Vec2BertModel", BertEncoder),
-    "whisper": _Family("models.whisper.modeling_whisper.WhisperEncoder", WhisperEncoder, "encoder_layers"),
-}
-
-
-def _load_transformer(name: str, *, layer: int | None, padding: str) -> TransformerEncoder:
-    source = _locate(name)
-    with _quiet_transformers(local=os.path.isdir(source)):
-        config = _read_config(source)
-        if config.model_type not in FAMILIES:
-            raise ValueError(f"{source} is a {config.model_type!r} model; known families: {', '.join(FAMILIES)}")
-        family = FAMILIES[config.model_type]
-        chosen = _choose_layer(config, family, layer, source)
-        _cut_config(config, family, chosen)
-        model = _read_model(source, config, family)
-        preprocessor = _read_preprocessor(source)
-    return family.encoder(model, layer=chosen, source=source, preprocessor=preprocessor, padding=padding)
-
-
-def _locate(name: str) -> str:
-    """A local directory as it is, a short name as its hub id, and a hub id as it is."""
-    if os.path.isdir(name):
-        return name
-    if name in MODELS:
-        return MODELS[name]
-    # A hub id is "owner/model"; anything else with a slash was meant as a path.
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
-        return name
-    known = ", ".join([*FILTERBANKS, *MODELS])
-    raise ValueError(f"unknown features {name!r}; known: {known}; a Hugging Face hub id or a local directory works too")
-
-
-def _read_config(source: str) -> Any:
-    from transformers import AutoConfig
-
-    if os.path.isdir(source) and not Path(source, "config.json").is_file():
-        raise ValueError(f"{source} holds no config.json, so it is no transformers checkpoint")
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except OSError as error:
-        raise ValueError(_unreachable(source, error)) from error
-
-
-def _unreachable(source: str, error: OSError) -> str:
-    why = f"cannot get {source} from the Hugging Face hub ({str(error).splitlines()[0]})"
-    return f"{why}. Check the name and the network, or give a local directory instead"
-
-
-def _choose_layer(config: Any, family: _Family, layer: int | None, source: str) -> int:
-    total = getattr(config, family.layers)
-    chosen = getattr(config, "unitkit_layer", max(1, total // 2)) if layer is None else layer
-    if not 0 <= chosen <= total:
-        raise ValueError(f"{source} has no layer {chosen}; known: 0 (input of the first layer) to {total}")
-    return chosen
-
-
-def _cut_config(config: Any, family: _Family, layer: int) -> None:
-    """Make the config build layers 1..layer only, without training-time masking, adapters or layer drop."""
-    setattr(config, family.layers, layer)
-    off = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
-    flags = {"apply_spec_augment": False, "add_adapter": False, "use_intermediate_ffn_before_adapter": False}
-    for key, value in {**off, **flags}.items():
-        if hasattr(config, key):
-            setattr(config, key, value)
-
-
-def _read_model(path: str, config: Any, family: _Family) -> Any:
-    """The cut model in float32 with every weight it uses found; pickled weights are refused."""
-    import transformers
-
-    loader: Any = transformers
-    for part in family.model.split("."):
-        loader = getattr(loader, part)
-    names = {r"^(model\.)?encoder\.": ""} if family.encoder is WhisperEncoder else None
-    try:
-        model, found = loader.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32, key_mapping=names, output_loading_info=True
-        )
-    except OSError as error:
-        raise ValueError(_no_safetensors(path, error)) from error
-    if missing := {key for key in found["missing_keys"] if not _is_final_norm(key, config)}:
-        raise ValueError(f"{path} lacks {len(missing)} weights of {family.model}, such as {min(missing)}")
-    return model
-
-
-def _no_safetensors(source: str, error: OSError) -> str:
-    if not os.path.isdir(source):
-        return _unreachable(source, error)
-    return (
-        f"{source} holds no model.safetensors. Pickled weights (pytorch_model.bin) can run code and are not read; "
-        'convert them once where you trust them: python -c "from transformers import AutoModel; '
-        f"AutoModel.from_pretrained('{source}', weights_only=True).save_pretrained('{source}')\""
-    )
-
-
-def _is_final_norm(key: str, config: Any) -> bool:
-    """The norm after the last layer, which we take out and do not save."""
-    if config.model_type == "whisper":
-        return key.startswith("layer_norm.")
-    return getattr(config, "do_stable_layer_norm", False) and key.startswith("encoder.layer_norm.")
-
-
-def _read_preprocessor(source: str) -> dict[str, Any]:
-    """preprocessor_config.json, or nothing where there is none."""
-    from transformers import FeatureExtractionMixin
-
-    try:
-        return FeatureExtractionMixin.get_feature_extractor_dict(source)[0]
-    except OSError:
-        return {}
-
-
 def _windows(n_frames: int, window: int, context: int) -> Iterator[tuple[int, int, int]]:
     """(start of the window, first frame kept, end of the frames kept); every window is full where there are several."""
     if n_frames <= window:
@@ -483,7 +276,7 @@ def _canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _quiet_transformers(*, local: bool) -> Iterator[None]:
+def quiet_transformers(*, local: bool) -> Iterator[None]:
     """No reports of the layers we leave out on purpose; download bars stay."""
     from transformers.utils import logging
 

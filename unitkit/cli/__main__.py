@@ -1,0 +1,5 @@
+"""`python -m unitkit.cli` is `unitkit`."""
+
+from unitkit.cli import main
+
+main()

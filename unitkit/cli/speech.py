@@ -1,0 +1,103 @@
+"""Verbs on models: vocode, score, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from unitkit.cli.show import Device, app, console, errors, progress
+
+
+@app.command()
+def vocode(
+    units: Annotated[Path, typer.Argument(help="Unit file to speak.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Vocoder directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl and wavs.")],
+    like: Annotated[
+        Path | None, typer.Option(help="Manifest whose text, speaker and language are copied by id.")
+    ] = None,
+    durations: Annotated[
+        str, typer.Option(help="frames (as encoded) or predicted (deduplicate, then predict).")
+    ] = "frames",
+    speaker: Annotated[str | None, typer.Option(help="Speaker name, for all utterances.")] = None,
+    lang: Annotated[str | None, typer.Option(help="Language name, for all utterances.")] = None,
+    shuffle: Annotated[int | None, typer.Option(help="Seed: shuffle the frames first (the control).")] = None,
+    device: Device = "auto",
+) -> None:
+    """Turn a unit file into speech: a directory with manifest.jsonl and wavs.
+
+    Examples:
+
+      unitkit vocode units/test.jsonl -m exp/vocoder -o exp/synth
+
+      unitkit vocode units/test.jsonl -m exp/vocoder -o exp/dedup --durations predicted --like data/test.jsonl
+    """
+    from unitkit.pipeline import Vocoder, synthesise
+
+    vocoder = Vocoder.load(model, device=device)
+    with progress("vocode", None) as advance:
+        done = synthesise(
+            vocoder,
+            units,
+            out,
+            like=like,
+            durations=durations,
+            speaker=speaker,
+            lang=lang,
+            shuffle=shuffle,
+            on_progress=lambda _: advance(1),
+        )
+    console.print(f"{out}/manifest.jsonl: {done} utterances", soft_wrap=True)
+
+
+@app.command()
+def score(
+    systems: Annotated[list[Path], typer.Argument(help="Synthesis directories (with manifest.jsonl).")],
+    reference: Annotated[Path, typer.Option(help="Manifest of the original recordings.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scores, one JSON line each; rows are replaced by name.")],
+    control: Annotated[Path | None, typer.Option(help="Synthesis directory of the shuffled control.")] = None,
+    reference_units: Annotated[
+        Path | None, typer.Option(help="Units of the originals, for the unit error rate.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Comma-separated; all = every metric that is installed.")] = "all",
+    recognizer: Annotated[
+        str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")
+    ] = "auto",
+    lang: Annotated[str, typer.Option(help="Language of the transcripts.")] = "en",
+    split: Annotated[str, typer.Option(help="Name of the split in the score rows.")] = "test",
+) -> None:
+    """Score syntheses against the originals: WER, mel, MCD, F0, speaker, MOS, unit error rate, each with a control.
+
+    Example:
+
+      unitkit score exp/synth/frames --control exp/synth/shuffled --reference data/test.jsonl -o exp/scores.jsonl
+    """
+    from unitkit.metrics.score import score_directories, table
+
+    rows = score_directories(
+        systems,
+        reference,
+        control=control,
+        reference_units=reference_units,
+        metrics=metrics,
+        recognizer=recognizer,
+        lang=lang,
+        split=split,
+        out=out,
+        note=lambda text: errors.print(f"[dim]{escape(text)}[/]"),
+    )
+    console.print(table(rows))
+
+
+@app.command()
+def report(
+    exp: Annotated[Path, typer.Argument(help="Experiment directory of a recipe.")],
+    reference: Annotated[Path, typer.Option(help="Manifest of the original recordings.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")],
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Resynthesis from units",
+) -> None:
+    """Write one self-contained HTML page: players, unit timelines, curves, scores."""
+    from unitkit.report import report_experiment
+
+    console.print(str(report_experiment(exp, reference, out, title=title).resolve()), soft_wrap=True)

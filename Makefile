@@ -28,7 +28,7 @@ check: setup  ## lint, format, types
 	$(PY) -m mypy
 
 bench: setup  ## speed and memory, side by side with what people use today
-	for b in tools/bench/*.py; do $(PY) $$b || exit 1; done
+	$(PY) tools/bench/run.py
 
 browser:  ## headless Chromium for the report test (the one step that needs root)
 	apt-get install -y --no-install-recommends chromium

@@ -2,6 +2,7 @@
 
 import math
 import re
+import tempfile
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -44,9 +45,13 @@ CHECKPOINTS = {  # name -> (transformers class without Model/Config, fields)
     "wav2vec2-large": ("Wav2Vec2", LARGE),
     "wavlm-base": ("WavLM", SMALL),
     "wavlm-large": ("WavLM", LARGE),
+    "mhubert": ("Hubert", {**SMALL, "conv_pos_batch_norm": True, "feat_proj_layer_norm": False}),
     "data2vec-audio": ("Data2VecAudio", {**SMALL, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5}),
+    "data2vec-audio-large": ("Data2VecAudio", {**SMALL, "num_conv_pos_embeddings": 5, "conv_bias": True}),
     "w2v-bert": ("Wav2Vec2Bert", BERT),
+    "w2v-bert-large": ("Wav2Vec2Bert", {**BERT, "hidden_size": 48, "hidden_act": "relu", "num_attention_heads": 3}),
     "whisper": ("Whisper", WHISPER),
+    "whisper-large": ("Whisper", {**WHISPER, "num_mel_bins": 128, "d_model": 48, "encoder_attention_heads": 3}),
 }
 
 
@@ -62,6 +67,25 @@ def model_of(name: str) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+@cache
+def tiny(name: str, *, layer: int = 3, engine: str = "plain", precision: str = "float32", padding: str = "none") -> Any:
+    """Our encoder of that model, or a filterbank of that name."""
+    from unitkit.encoders import FILTERBANKS, load_encoder
+
+    if name in FILTERBANKS:
+        return load_encoder(name, padding=padding)
+    with tempfile.TemporaryDirectory() as folder:
+        model_of(name).save_pretrained(folder)
+        return load_encoder(folder, layer=layer, padding=padding, engine=engine, precision=precision)
+
+
+def wav_of(n_samples: int, seed: int = 0) -> np.ndarray:
+    """Noise whose loudness rises and falls, off zero: no two stretches of it have the same statistics."""
+    rng = np.random.default_rng(seed)
+    loudness = 0.05 * np.exp(1.5 * np.sin(np.arange(n_samples) / rng.uniform(2000, 20000) + rng.uniform(0, 6)))
+    return (loudness * rng.standard_normal(n_samples) + 0.02).astype(np.float32)
 
 
 def in_layers(names: Iterable[str], *numbers: int) -> list[str]:
@@ -80,7 +104,7 @@ def layers_of(name: str, inputs: Tensor) -> list[Tensor]:
         for layer in encoder.layers
     ]
     with torch.no_grad():
-        (encoder if name == "whisper" else model)(inputs)
+        (encoder if name.startswith("whisper") else model)(inputs)
     for hook in (first, *hooks):
         hook.remove()
     return [output[0] for output in caught]
@@ -90,13 +114,12 @@ def official_inputs(name: str, normalize: bool) -> Tensor:
     """What transformers' feature extractor of the family makes of WAV."""
     import transformers
 
-    match name:
-        case "w2v-bert":
-            extractor = transformers.SeamlessM4TFeatureExtractor(padding_value=1.0)
-            return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_features
-        case "whisper":
-            extractor = transformers.WhisperFeatureExtractor()
-            return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_features
+    if name.startswith("w2v-bert"):
+        extractor = transformers.SeamlessM4TFeatureExtractor(padding_value=1.0)
+        return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_features
+    if name.startswith("whisper"):
+        extractor = transformers.WhisperFeatureExtractor(feature_size=model_of(name).config.num_mel_bins)
+        return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_features
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize)
     return extractor(WAV, sampling_rate=16000, return_tensors="pt").input_values
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from unitkit import audio
 from unitkit.audio import AudioError
@@ -116,11 +118,72 @@ def test_segment_does_not_read_the_rest(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_streamed_resampling_equals_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit: units must not depend on how a file was read."""
     monkeypatch.setattr(audio, "BLOCK", 1000)
     path = tmp_path / "a.wav"
-    wav = np.random.default_rng(1).uniform(-0.5, 0.5, 44100).astype(np.float32)
-    soundfile.write(path, wav, 44100, subtype="FLOAT")
-    np.testing.assert_allclose(audio.read(path, 16000), soxr.resample(wav, 44100, 16000), atol=1e-6)
+    for rate in (8000, 11025, 22050, 44100, 48000, 96000):
+        wav = np.random.default_rng(1).uniform(-0.5, 0.5, rate).astype(np.float32)
+        soundfile.write(path, wav, rate, subtype="FLOAT")
+        np.testing.assert_array_equal(audio.read(path, 16000), soxr.resample(wav, rate, 16000))
+        np.testing.assert_array_equal(audio.read(path, 16000), audio.resample(wav, rate, 16000))
+
+
+@pytest.fixture(scope="module")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One file of every way in: soundfile at the wanted rate and others, inexact seeking, and PyAV."""
+    root = tmp_path_factory.mktemp("readable")
+    rng = np.random.default_rng(3)
+    for name, rate, channels in (("a.wav", 16000, 1), ("b.flac", 44100, 2), ("c.ogg", 8000, 1), ("d.mp3", 22050, 2)):
+        soundfile.write(root / name, rng.uniform(-0.5, 0.5, (rate * 2, channels)), rate)
+    paths = [root / name for name in ("a.wav", "b.flac", "c.ogg", "d.mp3")]
+    try:
+        import av
+    except ImportError:
+        return paths
+    with av.open(str(root / "e.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="stereo")
+        samples = rng.uniform(-0.5, 0.5, (2, 88200)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.rate = 44100
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return [*paths, root / "e.m4a"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seconds=st.floats(1e-5, 3.0), size=st.integers(1, 60000), start=st.sampled_from([0.0, 0.37]), data=st.data())
+def test_block_sizes_change_no_sample(
+    readable: list[Path], seconds: float, size: int, start: float, data: st.DataObject
+) -> None:
+    path = data.draw(st.sampled_from(readable))
+    seconds, size = max(seconds, 0.002), max(size, 100)
+    whole = audio.read(path, 16000, start=start)
+    before = audio.BLOCK
+    audio.BLOCK = before if path.suffix == ".mp3" else size  # libsndfile rounds mp3 by how it is read: see BLOCK
+    try:
+        blocks = list(audio.blocks(path, 16000, start=start, seconds=seconds))
+    finally:
+        audio.BLOCK = before
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert {len(block) for block in blocks[:-1]} <= {max(1, round(seconds * 16000))} and len(blocks[-1]) > 0
+    assert all(block.dtype == np.float32 for block in blocks)
+
+
+def test_a_bad_end_is_met_when_it_is_reached(tmp_path: Path) -> None:
+    path = tmp_path / "late.wav"
+    wav = np.zeros(160000, np.float32)
+    wav[150000] = np.nan
+    soundfile.write(path, wav, 16000, subtype="FLOAT")
+    blocks = audio.blocks(path, 16000, seconds=1)  # nothing is read before the first block is asked for
+    with pytest.raises(AudioError, match=r"late\.wav: holds NaN or infinite samples \(1 in one block\)"):
+        next(blocks)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 60)
+    soundfile.write(tmp_path / "cut.flac", noise, 16000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:-50000])
+    blocks = audio.blocks(tmp_path / "cut.flac", 16000, seconds=10)
+    assert len(next(blocks)) == 160000
+    with pytest.raises(AudioError, match=r"cut\.flac: is (corrupt|truncated)"):
+        list(blocks)
 
 
 def bad_files(folder: Path) -> dict[str, str]:

@@ -1,13 +1,17 @@
 """Bulk encoding: the same units however the work was cut, nothing lost, bad input named."""
 
+import json
+import os
 import random
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from unitkit.encode import encode_files, with_durations
+from unitkit import encode
+from unitkit.encode import LockedError, encode_files, locked, rejects_of, with_durations
 from unitkit.manifest import ManifestError, Utterance, discover
 from unitkit.tokenizer import Tokenizer
 from unitkit.units import FingerprintError, UnitsError, read_units
@@ -85,6 +89,8 @@ def test_bad_files_are_listed_and_the_rest_is_done(recordings: Path, tokenizer: 
     assert {u.id for u, _ in summary.bad} == {"empty", "text", "cut", "short", "nan", "gone"}
     for utterance, reason in summary.bad:
         assert utterance.audio in reason
+    listed = [json.loads(line) for line in rejects_of(tmp_path / "u.jsonl").read_text().splitlines()]
+    assert [(r["id"], r["audio"], r["reason"]) for r in listed] == [(u.id, u.audio, why) for u, why in summary.bad]
     with pytest.raises(UnitsError, match="strict"):
         encode_files(tokenizer, rows, tmp_path / "v.jsonl", strict=True)
     assert not (tmp_path / "v.jsonl").exists()
@@ -98,8 +104,10 @@ def test_a_mended_file_takes_its_place_in_the_order(recordings: Path, tokenizer:
     out = tmp_path / "u.jsonl"
     assert len(encode_files(tokenizer, rows, out).bad) == 1
     soundfile.write(broken, np.random.default_rng(3).normal(0, 0.1, 8000), RATE)
+    assert rejects_of(out).exists()
     assert encode_files(tokenizer, rows, out).encoded == 1
     assert [u.id for u in read_units(out)] == [r.id for r in rows]
+    assert not rejects_of(out).exists()
 
 
 def test_another_tokenizer_is_refused(recordings: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -117,3 +125,39 @@ def test_doubled_ids_are_refused(recordings: Path, tokenizer: Tokenizer, tmp_pat
     rows = utterances(recordings)
     with pytest.raises(ManifestError, match="share the id"):
         encode_files(tokenizer, [*rows, rows[0]], tmp_path / "u.jsonl")
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 100.0])
+def test_batches_read_ahead_give_the_same_bytes(
+    seconds: float, recordings: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """What a GPU gets: some files longer than a batch, bad ones among them, and rows kept from before."""
+    (tmp_path / "bad.wav").write_bytes(b"no audio" * 50)
+    rows = utterances(recordings)
+    rows.insert(3, Utterance("bad", str(tmp_path / "bad.wav"), duration=0.3))
+    rows.insert(5, Utterance("part", rows[-1].audio, start=0.2, duration=0.5))
+    one = encode_files(tokenizer, rows, tmp_path / "one.jsonl")
+    out = tmp_path / "batched.jsonl"
+    out.with_name(out.name + ".partial").write_bytes((tmp_path / "one.jsonl").read_bytes()[:500])
+    told: list[str] = []
+    batched = encode_files(
+        tokenizer, rows, out, batch_seconds=seconds, on_progress=lambda step: told.append(step.utterance.id)
+    )
+    assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert batched.bad == one.bad and batched.kept > 0
+    assert told == [u.id for u in rows]
+
+
+def test_one_process_at_a_time(
+    recordings: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "LOCK_WAIT", 0.2)
+    rows, out = utterances(recordings), tmp_path / "u.jsonl"
+    with locked(out), pytest.raises(LockedError) as caught:
+        encode_files(tokenizer, rows, out)
+    for word in (str(out), str(os.getpid()), socket.gethostname()):
+        assert word in str(caught.value)
+    assert not out.exists()
+    out.with_name("u.jsonl.lock").write_text("process 1 on a machine that died")  # a lock file, but nobody's lock
+    assert encode_files(tokenizer, rows, out).encoded == len(rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["u.jsonl"]

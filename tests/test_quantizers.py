@@ -1,6 +1,7 @@
 """K-means: exact assignment whatever the batch, seeded fits in which every unit is used, bounded sampling."""
 
-import builtins
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from reference_units import nearest_exact, nearest_float64
 
-from unitkit import quantizers
-from unitkit.quantizers import INITS, KMeans, QuantizerError, sample_frames
+from unitkit.quantizers import INITS, KINDS, KMeans, QuantizerError, frames_for_memory, lloyd, nearest, sample_frames
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -97,7 +97,7 @@ def test_chunks_and_batches_change_nothing(cells: int, seed: int, kind: str) -> 
     pieces = torch.cat([model.assign(part) for part in np.split(points, cuts)])
     assert torch.equal(pieces, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantizers, "CELLS_PER_CHUNK", cells)
+        patch.setattr(nearest, "CELLS_PER_CHUNK", cells)
         assert torch.equal(model.assign(points), whole)
     order = rng.permutation(90)
     assert torch.equal(model.assign(points[order]), whole[order])
@@ -126,6 +126,98 @@ def test_bad_features_are_refused() -> None:
     for wrong in (np.zeros((2, 4)), np.zeros(3), np.array([[0, np.nan, 0]]), np.array([[0, np.inf, -np.inf]])):
         with pytest.raises(QuantizerError):
             model.assign(wrong.astype(np.float32))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.3, 2.0), (1000.0, 1.0), (3.0, 1e-3)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_standardising_in_the_screen_gives_the_units_of_standardised_features(
+    mean: float, std: float, kind: str
+) -> None:
+    """Whether folded or not: the units are those of float32 (x - mean) / std by float64 distances."""
+    rng = np.random.default_rng(4)
+    points, centroids = near_ties(dim=8, n_units=10, n=300, gap=1e-6, seed=2)
+    shift = (mean * rng.normal(size=8)).astype(np.float32)
+    scale = (std * np.exp(rng.normal(size=8))).astype(np.float32)
+    features = points * scale + shift
+    parts = centroids.reshape(2, 10, 4).copy() if kind == "product" else centroids[None]  # residual: of one stage
+    model = KMeans(torch.from_numpy(parts), torch.from_numpy(shift), torch.from_numpy(scale), kind=kind)
+    z = (features - shift) / scale
+    if kind == "product":
+        expected = np.stack([nearest_float64(z[:, :4], parts[0]), nearest_float64(z[:, 4:], parts[1])], axis=1)
+    else:
+        expected = nearest_float64(z, centroids)
+    assert np.array_equal(model.assign(features), expected)
+
+
+def test_folding_is_chosen_where_it_is_tight() -> None:
+    rng = np.random.default_rng(0)
+    centroids = torch.from_numpy(rng.normal(size=(20, 16)).astype(np.float32))
+    assert nearest.foldable(centroids, torch.zeros(16), torch.ones(16))
+    assert nearest.foldable(centroids, torch.full((16,), 0.5), torch.full((16,), 30.0))
+    assert not nearest.foldable(centroids, torch.full((16,), 100.0), torch.ones(16))
+    assert not nearest.foldable(centroids, torch.zeros(16), torch.logspace(-3, 3, 16))
+
+
+def test_changed_centroids_are_noticed() -> None:
+    points, centroids = near_ties(dim=5, n_units=6, n=50, gap=0.4, seed=0)
+    model = plain(centroids)
+    before = model.assign(points)
+    model.centroids.copy_(model.centroids.flip(1))
+    assert torch.equal(model.assign(points), 5 - before)
+    model.centroids = model.centroids.flip(1)
+    assert torch.equal(model.assign(points), before)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(KINDS),
+    st.floats(-7, -0.5),
+    st.sampled_from([0.0, 1.0, 30.0]),
+    st.sampled_from([0.0, 1.0, 3.0]),
+)
+def test_frames_not_undecided_keep_their_units(
+    seed: int, kind: str, exponent: float, mean: float, scales: float
+) -> None:
+    """Changes of any direction up to the bound, the worst one (towards the second nearest) among them."""
+    rng, relative = np.random.default_rng(seed), 10.0**exponent
+    n_units, dim = int(rng.integers(2, 12)), 8
+    shape = (1, n_units, dim) if kind == "plain" else (2, n_units, dim // 2 if kind == "product" else dim)
+    centroids = rng.normal(size=shape) * np.array([1.0, 0.3])[: shape[0], None, None]
+    shift, scale = mean * rng.normal(size=dim), np.exp(scales * rng.normal(size=dim))
+    model = KMeans(torch.from_numpy(centroids), torch.from_numpy(shift), torch.from_numpy(scale), kind=kind)
+    z = torch.from_numpy(rng.normal(size=(200, dim)).astype(np.float32))
+    features = z * model.std + model.mean
+    sure = ~model.undecided(features, relative=relative)
+    before = model.assign(features)
+    lengths = torch.linalg.vector_norm(features.double(), dim=1, keepdim=True)
+    ways = [torch.from_numpy(rng.normal(size=(200, dim))) for _ in range(3)]
+    weights = model.centroids.double() / model.std.double().reshape(
+        model.mean.shape if kind != "product" else (2, 1, -1)
+    )
+    for other in range(n_units):
+        away = weights[0, other] - weights[0][before.reshape(200, -1)[:, 0]]  # the gradient of what separates them
+        ways.append(torch.nn.functional.pad(away, (0, dim - away.shape[1])))
+    for way in ways:
+        step = way / torch.linalg.vector_norm(way, dim=1, keepdim=True).clamp(min=1e-300) * lengths
+        moved = (features.double() + step * relative * (1 - 1e-6)).float()
+        allowed = torch.linalg.vector_norm(moved.double() - features.double(), dim=1) <= relative * lengths[:, 0]
+        same = (model.assign(moved) == before).reshape(200, -1).all(1)
+        assert same[sure & allowed].all()
+    assert model.undecided(features, relative=0).float().mean() < 0.05 or scales or mean
+
+
+def test_undecided_is_not_far_from_the_truth() -> None:
+    """It finds most frames decided, and just the ones that a change of that size does turn are among the others."""
+    frames = blobs(4000, dim=12, clusters=30)
+    model = KMeans.fit(frames, 20)
+    for relative, most in ((0.0, 0.002), (1e-5, 0.01), (1e-3, 0.35)):
+        assert model.undecided(frames, relative=relative).float().mean() <= most
+    halfway, centroids = near_ties(dim=5, n_units=6, n=120, gap=1e-7, seed=0)
+    apart = nearest_float64(halfway * np.float32(1 + 1e-4), centroids) != nearest_float64(halfway, centroids)
+    assert plain(centroids).undecided(halfway, relative=1e-4)[torch.from_numpy(apart)].all()
+    with pytest.raises(QuantizerError, match="relative"):
+        model.undecided(frames, relative=-1.0)
 
 
 # ------------------------------------------------------------------------------------------------------------ fit
@@ -184,13 +276,17 @@ def test_constant_dimensions_do_no_harm() -> None:
     assert model.std[2] == 1 and model.report["units_used"] == 5
 
 
-def test_dead_clusters_are_moved_until_all_are_used() -> None:
+def test_dead_clusters_are_moved_until_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     frames = np.concatenate([np.zeros((2000, 2)), np.arange(1, 31)[:, None] * [1e3, 0] + rng.normal(size=(30, 2))])
     for init in INITS:
         model = KMeans.fit(frames, 31, init=init, iterations=1, seed=2)
         assert torch.bincount(model.assign(frames.astype(np.float32)), minlength=31).min() > 0
-    assert model.report["reseeded"] > 0  # random initialisation lands on the zeros
+    # the search finds them all by itself; without it, random initialisation lands on the zeros
+    monkeypatch.setattr(lloyd, "SEARCH_ROUNDS", 0)
+    model = KMeans.fit(frames, 31, init="random", iterations=1, seed=2)
+    assert torch.bincount(model.assign(frames.astype(np.float32)), minlength=31).min() > 0
+    assert model.report["reseeded"] > 0
 
 
 def test_as_many_units_as_distinct_frames_and_one_more() -> None:
@@ -241,20 +337,66 @@ def test_frames_with_nan_are_refused() -> None:
         KMeans.fit(frames, 4)
 
 
-def test_without_faiss_torch_fits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, real = blobs(3000), builtins.__import__
+def fairseq_settings(frames: np.ndarray, n_units: int, seed: int) -> np.ndarray:
+    """Centroids by scikit-learn as fairseq's learn_kmeans.py sets it, but for the batch size."""
+    cluster = pytest.importorskip("sklearn.cluster")
+    settings = {"batch_size": 1000, "max_iter": 100, "tol": 0.0, "max_no_improvement": 100, "n_init": 20}
+    model = cluster.MiniBatchKMeans(n_units, reassignment_ratio=0.0, random_state=seed, **settings)
+    return model.fit(frames).cluster_centers_.astype(np.float32)
 
-    def no_faiss(name: str, *args: Any) -> Any:
-        if name == "faiss":
-            raise ImportError(name)
-        return real(name, *args)
 
-    with_faiss = KMeans.fit(frames, 30)
-    monkeypatch.setattr(builtins, "__import__", no_faiss)
-    model, again = KMeans.fit(frames, 30), KMeans.fit(frames, 30)
-    assert model.report["backend"].startswith("torch") and with_faiss.report["backend"].startswith("faiss")
-    assert torch.equal(model.centroids, again.centroids) and model.report["units_used"] == 30
-    assert model.report["inertia_per_frame"] == pytest.approx(with_faiss.report["inertia_per_frame"], rel=0.03)
+@pytest.mark.parametrize(("dim", "spectrum"), [(24, 0.5), (150, 0.5), (150, 0.0)])
+def test_held_out_inertia_is_that_of_scikit_learn_or_lower(dim: int, spectrum: float) -> None:
+    """In all dimensions at once, and by way of projections, also where no few components hold the variance."""
+    rng = np.random.default_rng(1)
+    scale = (1 + np.arange(dim)) ** -spectrum
+    prototypes = rng.normal(size=(120, dim)) * scale * 2
+    which = rng.choice(120, size=16_000, p=(1 / np.arange(1, 121)) / (1 / np.arange(1, 121)).sum())
+    frames = (prototypes[which] + rng.normal(size=(16_000, dim)) * scale + 3).astype(np.float32)
+    train, held = frames[:12_000], torch.from_numpy(frames[12_000:])
+    ours = KMeans.fit(train, 40, standardize=False, seed=5).centroids[0]
+    theirs = torch.from_numpy(fairseq_settings(train, 40, 5))
+    inertia = [float(torch.cdist(held, c).min(1).values.square().mean()) for c in (ours, theirs)]
+    assert inertia[0] <= inertia[1] * 1.003
+
+
+def test_overwriting_changes_nothing_but_the_frames_given() -> None:
+    for kind, codebooks in (("plain", 1), ("residual", 2), ("product", 2)):
+        for standardize in (True, False):
+            frames = blobs(2000)
+            options: dict[str, Any] = {"codebooks": codebooks, "kind": kind, "standardize": standardize}
+            kept = KMeans.fit(frames, 10, **options)
+            assert np.array_equal(frames, blobs(2000))
+            assert torch.equal(KMeans.fit(frames, 10, overwrite=True, **options).centroids, kept.centroids)
+            assert np.array_equal(frames, blobs(2000)) == (not standardize and kind != "residual")
+
+
+def test_fitting_takes_the_memory_that_was_counted() -> None:
+    """Of `frames_for_memory`: a fresh process samples a longer stream, fits, and stays below what was promised."""
+    code = """
+import resource, numpy as np, torch
+from unitkit.quantizers import KMeans, frames_for_memory, sample_frames
+torch.set_num_threads(1)
+KMeans.fit(np.random.default_rng(0).standard_normal((300, 256), dtype=np.float32), 4)  # libraries are loaded
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+most = frames_for_memory(256, 0.2, units=50)
+draw = np.random.default_rng(0)
+stream = (draw.standard_normal((1000, 256), dtype=np.float32) for _ in range(most // 1000 + 20))
+frames = sample_frames(stream, most, seed=0)
+assert len(frames) == most
+KMeans.fit(frames, 50, overwrite=True)
+print(most * 1024, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    sample, grown = map(int, run.stdout.split())
+    assert sample > 0.05e9 and grown < 0.2e9
+
+
+def test_frames_for_memory_bounds_and_errors() -> None:
+    assert frames_for_memory(39, 1.0, units=100) == 1_000_000
+    assert 150_000 < frames_for_memory(768, 1.0, units=500) < 1e9 / 768 / 4
+    with pytest.raises(QuantizerError, match="0 frames of 1024 numbers, and 100 units"):
+        frames_for_memory(1024, 0.05, units=100)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

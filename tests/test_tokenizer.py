@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from unitkit import audio, tokenizer
+from unitkit import audio, recording, tokenizer
 from unitkit.audio import AudioError
 from unitkit.encoders import load_encoder
 from unitkit.manifest import Utterance, write_manifest
@@ -158,6 +159,142 @@ def test_embed_gives_the_centroids(mfcc: Tokenizer, corpus: list[Utterance]) -> 
     assert torch.equal(mfcc.embed(units.dedup()[0]), vectors[np.r_[True, np.diff(units.ids) != 0]])
     with pytest.raises(FingerprintError, match="other"):
         mfcc.embed(replace(units, tokenizer="other"))
+
+
+def test_batches_give_the_same_units_and_close_calls_are_encoded_alone(
+    corpus: list[Utterance], hubert: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok = Tokenizer(load_encoder(hubert.recipe["features"], layer=2, engine="plain"), hubert.quantizer, recipe={})
+    alone = tok.encode(corpus)
+    assert tok.encode(corpus, batched=True) == alone == hubert.encode(corpus)
+    calls: list[str] = []
+    whole = Tokenizer._ids
+    monkeypatch.setattr(Tokenizer, "_ids", lambda self, x: (calls.append(x.label), whole(self, x))[1])
+    assert tok.encode(corpus[:3], batched=True) == alone[:3] and calls == []  # no close call among these
+    # A centroid beside another one: where the two are nearest, no batch may decide.
+    quantizer = KMeans(tok.quantizer.centroids.clone(), tok.quantizer.mean, tok.quantizer.std)
+    quantizer.centroids[0, 1] = quantizer.centroids[0, 0] * (1 + 1e-6)
+    close = Tokenizer(tok.encoder, quantizer, recipe={})
+    units = [close.encode(u) for u in corpus]
+    calls.clear()
+    assert close.encode(corpus, batched=True) == units
+    assert set(calls) == {u.id for u in units if np.isin(u.ids, (0, 1)).any()} != set()
+
+
+def test_a_batch_keeps_order_beside_long_recordings(
+    corpus: list[Utterance], mfcc: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "BLOCK_SECONDS", 0.5)
+    monkeypatch.setattr(recording, "HELD_BLOCKS", 3)  # only u0 (1.2 s) and u1 (1.5 s) are held
+    monkeypatch.setattr(recording, "GROUP_SECONDS", 2.0)
+    mixed = [corpus[4], corpus[0], corpus[1], corpus[2], corpus[0]]
+    held = [recording.of_utterance(u, RATE, seconds=0.5).hold(mfcc.encoder) for u in mixed]
+    assert held == [False, True, True, False, True]
+    assert mfcc.encode(mixed, batched=True) == [mfcc.encode(u) for u in mixed]
+    wav = audio.read(corpus[3].audio, RATE)
+    assert mfcc.encode([wav, corpus[0]], rate=RATE, batched=True)[0] == replace(mfcc.encode(corpus[3]), id="")
+
+
+@pytest.mark.parametrize("which", ["mfcc", "hubert"])
+def test_long_files_are_encoded_in_pieces_to_the_same_units(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok: Tokenizer = request.getfixturevalue(which)
+    wav = np.concatenate([wave(25, seed) for seed in range(3)])  # longer than a window
+    audio.write(tmp_path / "long.wav", wav, RATE)
+    whole = tok.encode(audio.read(tmp_path / "long.wav", RATE), rate=RATE)
+    assert tok.encode(tmp_path / "long.wav") == replace(whole, id="long")
+    monkeypatch.setattr(recording, "HELD_BLOCKS", 1)  # read anew for every pass
+    assert tok.encode(tmp_path / "long.wav") == replace(whole, id="long")
+    assert tok.encode([tmp_path / "long.wav"], batched=True) == [replace(whole, id="long")]
+
+
+def test_fit_takes_long_files_in_pieces_and_nothing_of_one_that_breaks_off(
+    corpus: list[Utterance], mfcc: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "HELD_BLOCKS", 0)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 40 * RATE).astype(np.float32)
+    audio.write(tmp_path / "cut.flac", noise, RATE)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:-20000])
+    errors: list[str] = []
+    mixed = [Utterance("cut", str(tmp_path / "cut.flac")), *corpus]
+    tok = Tokenizer.fit(mixed, units=16, seed=1, on_error=lambda u, e: errors.append(u.id))
+    assert errors == ["cut"] and tok.fingerprint == mfcc.fingerprint
+    assert tok.provenance["seconds"] == pytest.approx(9.0)
+
+
+def test_an_hour_takes_little_more_memory_than_a_minute(tmp_path: Path) -> None:
+    """The bundled tokenizer in a process of its own: how far the hour raises the peak that a minute left."""
+    rng = np.random.default_rng(0)
+    minute = (rng.uniform(-0.3, 0.3, 60 * RATE) * np.abs(np.sin(np.arange(60 * RATE) / 9000))).astype(np.float32)
+    audio.write(tmp_path / "minute.wav", minute, RATE)
+    with soundfile.SoundFile(tmp_path / "hour.wav", "w", RATE, 1, "PCM_16") as file:
+        for _ in range(60):
+            file.write((minute * 32767).astype(np.int16))
+    code = (
+        "import resource, sys, torch; torch.set_num_threads(1); from unitkit.tokenizer import Tokenizer\n"
+        "tok = Tokenizer.load(device='cpu')\n"
+        "for path in sys.argv[1:]: "
+        "print(tok.encode(path).n_frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "minute.wav"), str(tmp_path / "hour.wav")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    few, before, many, after = map(int, printed)
+    assert (few, many) == (2999, 179999)
+    assert (after - before) / 1024 < 150, f"{(after - before) / 1024:.0f} MiB more; an hour of samples has 220"
+
+
+# ------------------------------------------------------------------------------------------------------- precision
+
+
+def test_another_precision_is_another_tokenizer(hubert: Tokenizer, corpus: list[Utterance], tmp_path: Path) -> None:
+    hubert.save(tmp_path / "tok")
+    assert hubert.exact and hubert.recipe["precision"] == "float32"
+    for engine in ("plain", "fast", "auto"):
+        same = Tokenizer.load(tmp_path / "tok", device="cpu", engine=engine, precision="float32")
+        assert same.fingerprint == hubert.fingerprint and same.encode(corpus) == hubert.encode(corpus)
+    half = Tokenizer.load(tmp_path / "tok", device="cpu", precision="bfloat16")
+    plain = Tokenizer.load(tmp_path / "tok", device="cpu", precision="bfloat16", engine="plain")
+    assert len({hubert.fingerprint, half.fingerprint, plain.fingerprint}) == 3
+    assert not half.exact and half.recipe["precision"] == "bfloat16" and half.recipe["engine"] == "fast"
+    units = half.encode(corpus[0])
+    assert units.tokenizer == half.fingerprint
+    assert np.mean(units.ids == hubert.encode(corpus[0]).ids) > 0.8
+    with pytest.raises(FingerprintError):
+        hubert.embed(units)
+    with pytest.raises(ValueError, match=r"fast bfloat16: its units would depend .* batched=False"):
+        half.encode(corpus, batched=True)
+
+
+def test_a_saved_precision_comes_back_and_cannot_be_hidden(
+    hubert: Tokenizer, corpus: list[Utterance], tmp_path: Path
+) -> None:
+    hubert.save(tmp_path / "tok")
+    half = Tokenizer.load(tmp_path / "tok", device="cpu", precision="bfloat16")
+    half.save(tmp_path / "half")
+    again = Tokenizer.load(tmp_path / "half", device="cpu")
+    assert again.fingerprint == half.fingerprint and again.encode(corpus[1]) == half.encode(corpus[1])
+    full = Tokenizer.load(tmp_path / "half", device="cpu", precision="float32")
+    assert full.fingerprint == hubert.fingerprint and full.encode(corpus[1]) == hubert.encode(corpus[1])
+    tamper_json("recipe.precision", "float32")(tmp_path / "half")
+    with pytest.raises(FingerprintError, match="differ in fingerprint, encoder"):
+        Tokenizer.load(tmp_path / "half", device="cpu")
+    tamper_tensors(tmp_path / "tok")
+    with pytest.raises(FingerprintError, match=r"tok: tokenizer\.json says .* differ in"):
+        Tokenizer.load(tmp_path / "tok", device="cpu", precision="bfloat16")
+
+
+def test_fit_in_another_precision(corpus: list[Utterance], hubert: Tokenizer, tmp_path: Path) -> None:
+    source = hubert.recipe["features"]
+    tok = Tokenizer.fit(corpus, features=source, layer=2, units=12, precision="bfloat16", device="cpu")
+    assert tok.recipe["precision"] == "bfloat16" and tok.fingerprint != hubert.fingerprint
+    tok.save(tmp_path / "tok")
+    assert Tokenizer.load(tmp_path / "tok", device="cpu").encode(corpus[0]) == tok.encode(corpus[0])
+    for precision, engine in (("float16", "auto"), ("float32", "quick"), ("int8", "fast")):
+        with pytest.raises(ValueError, match="unknown|does not do"):
+            Tokenizer.fit(corpus, features=source, layer=2, units=12, precision=precision, engine=engine)
+    with pytest.raises(ValueError, match="mfcc"):
+        Tokenizer.fit(corpus, units=16, precision="bfloat16")
 
 
 # ------------------------------------------------------------------------------------------------------------- fit

@@ -288,6 +288,26 @@ def test_bitrate_by_hand() -> None:
     assert found.dedup_bps == 3 * 2 / 3 and found.dedup_entropy_bps == pytest.approx(3 * np.log2(3) / 3)
 
 
+def test_the_three_definitions_by_hand() -> None:
+    """Eight frames at 4 Hz are 2 s: 0 0 0 0 1 1 | 2 2, of 8 units."""
+    found = bitrate([Units([0, 0, 0, 0, 1, 1], 4.0, 8, "t", "a"), Units([2, 2], 4.0, 8, "t", "b")])
+    assert found.bits_per_second == 8 * 3 / 2  # fixed rate: every frame costs log2(8) = 3 bits
+    # entropy: unit 0 has p = 1/2 and 1 bit, units 1 and 2 have p = 1/4 and 2 bits: 4 × 1 + 2 × 2 + 2 × 2 = 12 bits
+    assert found.entropy_bps == 12 / 2
+    # deduplicated: runs 0, 1, 2, each p = 1/3; durations 4, 2, 2: p = 1/3 and 2/3
+    units, durations = 3 * np.log2(3), np.log2(3) + 2 * np.log2(3 / 2)
+    assert found.dedup_bps == 3 * 3 / 2 and found.dedup_entropy_bps == pytest.approx(units / 2)
+    assert found.duration_bps == pytest.approx(durations / 2)
+    assert found.dedup_complete_bps == pytest.approx((units + durations) / 2)
+
+
+def test_units_that_are_used_evenly_cost_the_same_by_entropy_and_by_rate() -> None:
+    even = bitrate([Units([0, 1, 2, 3] * 5, 50.0, 4, "t", "a")])
+    assert even.bits_per_second == even.entropy_bps == even.dedup_complete_bps == 100  # no run is longer than a frame
+    constant = bitrate([Units([3] * 50, 50.0, 4, "t", "a")])
+    assert constant.bits_per_second == 100 and constant.entropy_bps == constant.dedup_complete_bps == 0
+
+
 def test_long_utterances_weigh_more_than_in_an_average_over_utterances() -> None:
     long, short = units([1] * 90, "long"), units([0, 1, 2, 3, 4, 5], "short")
     mean = (bitrate([long]).dedup_bps + bitrate([short]).dedup_bps) / 2

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 1 << 18  # frames read at a time: hours of stereo never sit in memory at their own rate
+# Frames read at a time: hours of stereo never sit in memory at their own rate. The same for all: libsndfile's mp3
+# samples differ in the last bit with the size of reads.
+BLOCK = 1 << 18
 INEXACT_SEEK = (
     "OGG",
     "MP3",
@@ -74,15 +76,33 @@ def read(
 
     Channels are averaged, or one is taken by number (0 = first). Raises AudioError naming the file and the reason.
     """
+    return np.concatenate(list(blocks(path, rate, start=start, duration=duration, channel=channel)))
+
+
+def blocks(
+    path: str | os.PathLike[str],
+    rate: int,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+    channel: int | None = None,
+    seconds: float = 30.0,
+) -> Iterator[np.ndarray]:
+    """What `read` gives, sample for sample, as blocks (samples,) of `seconds` (the last may be shorter).
+
+    A file of any length takes the memory of a few blocks. A bad file raises AudioError at the block where it is met.
+    """
     _check_file(path)
     _check_segment(path, rate, start, duration)
     source = _open(path, start, duration)
     mono = (_mix(path, block, channel) for block in source.blocks)
-    wav = _resample_blocks(mono, source.rate, rate)
-    if len(wav) == 0:
+    empty = True
+    for block in _equal_blocks(_resample_blocks(mono, source.rate, rate), max(1, round(seconds * rate))):
+        empty = False
+        yield block
+    if empty:
         where = "holds no samples" if start == 0 else f"holds no samples from {start:g} s on"
         raise AudioError(path, where)
-    return wav
 
 
 def write(path: str | os.PathLike[str], wav: np.ndarray, rate: int) -> None:
@@ -295,17 +315,33 @@ def _mix(path: str | os.PathLike[str], block: np.ndarray, channel: int | None) -
     return block[:, 0] if channels == 1 else block.mean(axis=1, dtype=np.float32)
 
 
-def _resample_blocks(blocks: Iterator[np.ndarray], source: int, target: int) -> np.ndarray:
-    """Join mono blocks at the target rate; the stream resampler gives what one call on the whole would give."""
+def _resample_blocks(blocks: Iterator[np.ndarray], source: int, target: int) -> Iterator[np.ndarray]:
+    """Mono blocks at the target rate; soxr's stream gives bit for bit what one call on the whole would give."""
     if source == target:
-        parts = list(blocks)
-    else:
-        import soxr
+        yield from blocks
+        return
+    import soxr
 
-        stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
-        parts = [stream.resample_chunk(np.ascontiguousarray(block)) for block in blocks]
-        parts.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-    return np.concatenate(parts).astype(np.float32, copy=False) if parts else np.zeros(0, dtype=np.float32)
+    stream = soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block))
+    yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
+def _equal_blocks(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same samples cut anew, `size` at a time; what is left comes last."""
+    held: list[np.ndarray] = []
+    n_held = 0
+    for block in blocks:
+        while n_held + len(block) >= size:
+            taken = size - n_held
+            yield np.concatenate([*held, block[:taken]]).astype(np.float32, copy=False)
+            held, n_held, block = [], 0, block[taken:]
+        if len(block):
+            held.append(block)
+            n_held += len(block)
+    if held:
+        yield np.concatenate(held).astype(np.float32, copy=False)
 
 
 def _hz_to_mel(frequency: float) -> float:

@@ -447,7 +447,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _parse_row(line: str, *, place: str, folder: str) -> Utterance:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{place}: not a JSON object: {error}") from error
     if not isinstance(row, dict):
         raise ManifestError(f"{place}: expected one JSON object a line, found {line[:60]!r}")

@@ -12,7 +12,8 @@ import numpy as np
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.tokenizer import Tokenizer, pick_device, read_speech
+from unitkit.recording import read_speech
+from unitkit.tokenizer import Tokenizer, pick_device
 from unitkit.units import FingerprintError, Units, UnitsHeader, bitrate, check_fingerprint, read_header, read_units
 
 if TYPE_CHECKING:

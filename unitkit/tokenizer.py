@@ -3,6 +3,10 @@
 The fingerprint is the first 12 hex digits of the sha256 of canonical JSON: the encoder's settings (with a hash of its
 weights), the quantizer's settings and tensors, and the conventions below.  Where a tokenizer lies, who fitted it and
 on what is kept beside it but is no part of the fingerprint.
+
+Units are those of one recording encoded alone, however they were asked for: a long file is read and encoded block by
+block to the same features bit for bit, and where a batch was used, utterances with a frame so close to two centroids
+that the batch's rounding (`BATCH_ERROR`) could decide are encoded again alone.
 """
 
 import hashlib
@@ -11,7 +15,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias, overload
 
@@ -25,7 +29,9 @@ from torch import Tensor
 from unitkit import audio
 from unitkit.encoders import Encoder, load_encoder
 from unitkit.manifest import Utterance, read_manifest
-from unitkit.quantizers import KMeans, sample_frames
+from unitkit.quantizers import KMeans, frames_for_memory, sample_frames
+from unitkit.recording import Recording, groups, of_utterance, stream_features
+from unitkit.stream import Stream
 from unitkit.units import FingerprintError, Units, UnitsHeader, check_fingerprint
 
 FORMAT = 1
@@ -33,6 +39,7 @@ DEFAULT = "prompts-mfcc100"
 BUNDLED = Path(__file__).parent / "bundled"
 CONVENTIONS = {"channels": "mean", "resampling": "soxr HQ", "samples": "float32, full scale 1"}
 FILES = {"tokenizer.json", "model.safetensors", "card.md", "encoder"}
+BATCH_ERROR = 1e-5  # most that a padded batch changes a frame's features, of the frame's length, in float32
 
 Speech: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
 
@@ -93,28 +100,38 @@ class Tokenizer:
         units: int = 100,
         codebooks: int = 1,
         kind: str = "plain",
-        max_frames: int = 1_000_000,
+        max_frames: int | None = None,
         seed: int = 0,
         device: str = "auto",
         padding: str = "none",
+        precision: str = "float32",
+        engine: str = "auto",
         on_error: Callable[[Utterance, Exception], None] | None = None,
         progress: Callable[[Utterance], None] | None = None,
     ) -> Self:
         """Fit k-means to the features of a manifest.
 
         Features are streamed; a seeded uniform sample of at most `max_frames` frames is kept, whatever the corpus size:
-        max_frames × dim × 4 bytes, twice that while k-means runs.  A bad file raises, unless `on_error` is given: then
-        it is told of it and the file is skipped.  `progress` is called after each utterance.
+        max_frames × dim × 4 bytes, a fifth more while k-means runs.  By default as many as keep the process in 2 GB,
+        a million at most.  A bad file raises, unless `on_error` is given: then
+        it is told of it and the file is skipped.  `progress` is called after each utterance.  `precision` and `engine`
+        are those of `load_encoder`; all but float32 make another tokenizer.
         """
         where = pick_device(device)
-        encoder = load_encoder(features, layer=layer, padding=padding, device=where)
-        recipe = {"features": os.fspath(features), "layer": encoder.settings().get("layer"), "padding": padding}
+        encoder = load_encoder(features, layer=layer, padding=padding, device=where, precision=precision, engine=engine)
+        recipe = {
+            "features": os.fspath(features),
+            "layer": encoder.settings().get("layer"),
+            "padding": padding,
+            **_arithmetic(encoder),
+        }
         tally: dict[str, Any] = {"utterances": 0, "skipped": 0, "seconds": 0.0}
         data = os.fspath(manifest) if isinstance(manifest, str | os.PathLike) else "utterances given in Python"
         utterances = read_manifest(manifest) if isinstance(manifest, str | os.PathLike) else manifest
-        stream = _stream(encoder, utterances, on_error, progress, tally)
+        stream = stream_features(encoder, utterances, on_error=on_error, progress=progress, tally=tally)
+        max_frames = _affordable(encoder, units) if max_frames is None else max_frames
         frames = sample_frames(stream, max_frames, seed=seed)
-        quantizer = KMeans.fit(frames, units, codebooks=codebooks, kind=kind, seed=seed, device=where)
+        quantizer = KMeans.fit(frames, units, codebooks=codebooks, kind=kind, seed=seed, device=where, overwrite=True)
         provenance = {
             "data": data,
             **tally,
@@ -127,24 +144,78 @@ class Tokenizer:
     # ---------------------------------------------------------------------------------------------------- using
 
     @overload
-    def encode(self, x: Speech, *, rate: int | None = None) -> Units: ...
+    def encode(
+        self, x: list[Any] | tuple[Any, ...], *, rate: int | None = None, batched: bool | None = None
+    ) -> list[Units]: ...
     @overload
-    def encode(self, x: list[Any] | tuple[Any, ...], *, rate: int | None = None) -> list[Units]: ...
-    def encode(self, x: Any, *, rate: int | None = None) -> Units | list[Units]:
+    def encode(self, x: Speech, *, rate: int | None = None, batched: bool | None = None) -> Units: ...
+    def encode(self, x: Any, *, rate: int | None = None, batched: bool | None = None) -> Units | list[Units]:
         """Units of a path, an `Utterance`, or a wav (samples,) with its `rate` in Hz; of a list, a list.
 
-        An utterance with `start` is that part of its file, else the whole file.  The answer for one input does not
-        depend on what else is in the list.
+        An utterance with `start` is that part of its file, else the whole file, of any length.  The answer for one
+        input does not depend on what else is in the list.  `batched` encodes a list in padded batches: it is faster on
+        a GPU and the default there, slower on a CPU; the units are the same.
         """
-        if isinstance(x, list | tuple):
-            return [self.encode(one, rate=rate) for one in x]
+        if not isinstance(x, list | tuple):
+            recording = self._recording(x, rate)
+            return self._units(self._ids(recording), recording)
+        if batched is None:
+            batched = self.quantizer.device.type == "cuda" and self.exact
+        if not batched:
+            alone = [self._recording(one, rate) for one in x]
+            return [self._units(self._ids(recording), recording) for recording in alone]
+        if not self.exact:
+            raise ValueError(
+                f"tokenizer {self.fingerprint} computes in {self.encoder.settings()['arithmetic']}: its units would "
+                "depend on what else is in the batch. Encode with batched=False, or load it with precision='float32'"
+            )
+        return self._encode_batched([self._recording(one, rate) for one in x])
+
+    @property
+    def exact(self) -> bool:
+        """Whether features are computed in float32, so that batches and other engines give the same units."""
+        return "arithmetic" not in self.encoder.settings()
+
+    @property
+    def window_s(self) -> float | None:
+        """Seconds from which on a recording is encoded in windows; None where that changes nothing (filterbanks)."""
+        return None if self.encoder.exact_context is not None else float(str(self.encoder.settings()["window_s"]))
+
+    def stream(self, rate: int | None = None, *, lookahead: float | None = None) -> Stream:
+        """A `Stream` that takes samples at `rate` Hz (the tokenizer's own by default) as they arrive and gives units.
+
+        `lookahead` is the most seconds of later audio that a unit waits for.  Filterbanks need well under 0.1 s and
+        give exactly the units of the whole recording; transformers attend to everything, so their units differ.
+        """
+        return Stream(self.encoder, self.quantizer.assign, self.header(), rate=rate, lookahead=lookahead)
+
+    def _recording(self, x: Any, rate: int | None) -> Recording:
         if isinstance(x, np.ndarray | Tensor):
-            wav, name, label = self._wav(x, rate), "array", ""
-        else:
-            utterance = x if isinstance(x, Utterance) else Utterance(Path(x).stem, os.fspath(x))
-            wav, name, label = read_speech(utterance, self.sample_rate), utterance.audio, utterance.id
-        ids = self.quantizer.assign(_features(self.encoder, wav, name))
-        return Units(ids.cpu().numpy(), self.rate_hz, self.n_units, self.fingerprint, label)
+            wav = self._wav(x, rate)
+            return Recording(lambda: iter([wav]), name="array")
+        return of_utterance(x if isinstance(x, Utterance) else Utterance(Path(x).stem, os.fspath(x)), self.sample_rate)
+
+    def _ids(self, recording: Recording) -> Tensor:
+        """Units piece by piece: of a long recording neither the samples nor the features are ever held whole."""
+        return torch.cat([self.quantizer.assign(piece).cpu() for piece in recording.features(self.encoder)])
+
+    def _units(self, ids: Tensor, recording: Recording) -> Units:
+        return Units(ids.numpy(), self.rate_hz, self.n_units, self.fingerprint, recording.label)
+
+    def _encode_batched(self, recordings: Sequence[Recording]) -> list[Units]:
+        done: list[Units] = []
+        for group in groups(recordings, self.encoder):
+            wavs = [recording.wav for recording in group if recording.wav is not None]
+            features = iter(self.encoder.batch(wavs) if wavs else [])
+            for recording in group:
+                one = None if recording.wav is None else next(features)
+                if one is None or bool(self.quantizer.undecided(one, relative=BATCH_ERROR).any()):
+                    ids = self._ids(recording)  # alone: too long to hold, or too close to call from a batch
+                else:
+                    ids = self.quantizer.assign(one).cpu()
+                recording.release()
+                done.append(self._units(ids, recording))
+        return done
 
     def _wav(self, wav: np.ndarray | Tensor, rate: int | None) -> np.ndarray:
         wav = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
@@ -205,45 +276,83 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text(text, encoding="utf-8")
         (directory / "card.md").write_text(_card(facts, card), encoding="utf-8")
 
-    def _identity(self) -> dict[str, Any]:
-        """What the directory says that must agree with what its files make."""
+    def _identity(self, arithmetic: str | None = None) -> dict[str, Any]:
+        """What the directory says that must agree with what its files make; `arithmetic` takes the encoder's place."""
+        encoder = self.encoder.settings()
+        if arithmetic is not None:
+            encoder = {key: value for key, value in encoder.items() if key != "arithmetic"}
+            encoder |= {"arithmetic": arithmetic} if arithmetic != "float32" else {}
         return {
-            "fingerprint": self.fingerprint,
+            "fingerprint": _fingerprint(self.encoder, self.quantizer, encoder),
             "sample_rate": self.sample_rate,
             "rate_hz": self.rate_hz,
             "n_units": self.n_units,
             "codebooks": self.codebooks,
-            "encoder": self.encoder.settings(),
+            "encoder": encoder,
             "quantizer": self.quantizer.settings(),
             "conventions": CONVENTIONS,
         }
 
     @classmethod
-    def load(cls, name_or_dir: str | os.PathLike[str] = DEFAULT, *, device: str = "auto") -> Self:
-        """Load a bundled tokenizer by name, or a directory; raises `FingerprintError` if its files were changed."""
+    def load(
+        cls,
+        name_or_dir: str | os.PathLike[str] = DEFAULT,
+        *,
+        device: str = "auto",
+        precision: str | None = None,
+        engine: str = "auto",
+    ) -> Self:
+        """Load a bundled tokenizer by name, or a directory; raises `FingerprintError` if its files were changed.
+
+        `precision` is "float32", "bfloat16" or "int8", by default what it was saved with; `engine` is "auto", "plain",
+        "fast" or "openvino" (see `load_encoder`).  Another precision is another tokenizer, with its own fingerprint.
+        """
         directory, where = _find(name_or_dir), pick_device(device)
         facts = _facts(directory)
         recipe = facts["recipe"]
+        saved = {"precision": recipe.get("precision", "float32"), "engine": recipe.get("engine", "auto")}
+        as_saved = precision in (None, saved["precision"])
         own_encoder = directory / "encoder"
         encoder = load_encoder(
             str(own_encoder) if own_encoder.is_dir() else recipe["features"],
             layer=recipe["layer"],
             padding=recipe["padding"],
             device=where,
+            precision=precision or saved["precision"],
+            engine=saved["engine"] if as_saved and engine == "auto" else engine,
         )
         quantizer = KMeans.from_state(facts["quantizer"], _tensors(directory))
         quantizer.report = facts["report"]
+        recipe = {**recipe, **_arithmetic(encoder)}
         tokenizer = cls(encoder, quantizer.to(where), recipe=recipe, provenance=facts["provenance"])
-        tokenizer._verify(facts, directory)
+        tokenizer._verify(facts, directory, as_saved=as_saved and engine in ("auto", saved["engine"]))
         return tokenizer
 
-    def _verify(self, facts: dict[str, Any], directory: Path) -> None:
-        identity = json.loads(json.dumps(self._identity()))
+    def _verify(self, facts: dict[str, Any], directory: Path, *, as_saved: bool) -> None:
+        """Refuse changed files.  Where another arithmetic was asked for, all but that must agree."""
+        swapped = None if as_saved else facts.get("encoder", {}).get("arithmetic", "float32")
+        identity = json.loads(json.dumps(self._identity(swapped)))
         if changed := [name for name, value in identity.items() if facts.get(name) != value]:
             raise FingerprintError(
                 f"{directory}: tokenizer.json says {facts['fingerprint']!r}, its files and this unitkit make "
-                f"{self.fingerprint!r}; they differ in {', '.join(changed)}. Restore the files, or fit anew"
+                f"{identity['fingerprint']!r}; they differ in {', '.join(changed)}. Restore the files, or fit anew"
             )
+
+
+def _arithmetic(encoder: Encoder) -> dict[str, str]:
+    """The arguments of `load_encoder` that give the encoder's arithmetic; in float32 any engine will do."""
+    engine, _, precision = str(encoder.settings().get("arithmetic", "auto float32")).partition(" ")
+    return {"precision": precision, "engine": engine}
+
+
+def _affordable(encoder: Encoder, units: int) -> int:
+    """Frames that fitting may keep for the process to stay within 2 GB: 0.6 GB for libraries and one long file.
+
+    Weights count twice, as engines fold copies of them.  Counted, not measured: the same on every machine.
+    """
+    model = getattr(encoder, "model", None)
+    weights = 0 if model is None else sum(tensor.nbytes for tensor in model.parameters())
+    return frames_for_memory(encoder.dim, max(2.0 - 0.6 - 2 * weights / 1e9, 0.3), units=units)
 
 
 def pick_device(device: str) -> str:
@@ -253,62 +362,22 @@ def pick_device(device: str) -> str:
     return device
 
 
-def read_speech(utterance: Utterance, rate: int) -> np.ndarray:
-    """The wav (samples,) of an utterance at `rate` Hz: its part of the file if it has a `start`, else all of it."""
-    if utterance.start is None:  # `duration` then only describes the file, perhaps rounded: it cuts nothing off
-        return audio.read(utterance.audio, rate)
-    return audio.read(utterance.audio, rate, start=utterance.start, duration=utterance.duration)
-
-
 def bundled() -> list[str]:
     """Names of the tokenizers that come with unitkit."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/tokenizer.json"))
 
 
-def _features(encoder: Encoder, wav: np.ndarray, name: str) -> Tensor:
-    if len(wav) < encoder.min_samples:
-        rate = encoder.sample_rate
-        raise audio.AudioError(
-            name, f"too short: {len(wav) / rate:.4f} s, but one frame takes at least {encoder.min_samples / rate:.4f} s"
-        )
-    return encoder(wav)
-
-
-def _stream(
-    encoder: Encoder,
-    utterances: Iterable[Utterance],
-    on_error: Callable[[Utterance, Exception], None] | None,
-    progress: Callable[[Utterance], None] | None,
-    tally: dict[str, Any],
-) -> Iterator[np.ndarray]:
-    """Features (frames, dim) of one utterance after the other; counts them in `tally`."""
-    for utterance in utterances:
-        try:
-            wav = read_speech(utterance, encoder.sample_rate)
-            features = _features(encoder, wav, utterance.audio).cpu().numpy()
-        except (audio.AudioError, OSError) as error:
-            if on_error is None:
-                raise
-            on_error(utterance, error)
-            tally["skipped"] += 1
-        else:
-            tally["utterances"] += 1
-            tally["seconds"] += len(wav) / encoder.sample_rate
-            yield features
-        if progress is not None:
-            progress(utterance)
-
-
 # ----------------------------------------------------------------------------------------------------- fingerprint
 
 
-def _fingerprint(encoder: Encoder, quantizer: KMeans) -> str:
+def _fingerprint(encoder: Encoder, quantizer: KMeans, settings: dict[str, Any] | None = None) -> str:
+    """The hash of everything that makes units; `settings` takes the place of the encoder's."""
     facts = {
         "format": FORMAT,
         "conventions": CONVENTIONS,
         "sample_rate": int(encoder.sample_rate),
         "rate_hz": float(encoder.rate_hz),
-        "encoder": encoder.settings(),
+        "encoder": encoder.settings() if settings is None else settings,
         "quantizer": quantizer.settings(),
         "tensors": _hash_of(quantizer.state()),
     }

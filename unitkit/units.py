@@ -144,6 +144,13 @@ class UnitsHeader:
     n_units: int
     codebooks: int = 1
 
+    def __post_init__(self) -> None:
+        if not (self.rate_hz > 0 and math.isfinite(self.rate_hz)):
+            raise UnitsError(f"rate_hz must be a positive number of frames a second, not {self.rate_hz!r}")
+        for name, value in (("n_units", self.n_units), ("codebooks", self.codebooks)):
+            if value < 1:
+                raise UnitsError(f"{name} must be at least 1, not {value!r}")
+
     def units(self, ids: Any, utterance: str) -> Units:
         """`ids` (frames,) or (frames, codebooks) of utterance `utterance` as `Units` under this header."""
         array = np.asarray(ids, np.int64).reshape(0, self.codebooks) if len(ids) == 0 else ids
@@ -286,7 +293,7 @@ def _parse_header(line: bytes, path: str | Path) -> UnitsHeader:
     try:
         row = json.loads(line)
         version = row["unitkit"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnitsError(
             f"{path}:1: not a unit file: the first line must be a header like "
             '{"unitkit":1,"tokenizer":"…","rate_hz":50.0,"n_units":100,"codebooks":1}; '
@@ -309,7 +316,7 @@ def _parse_row(line: bytes, header: UnitsHeader, where: str) -> Units:
         return header.units(ids, utterance)
     except KeyError as error:
         raise UnitsError(f"{where}: bad row: no {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise UnitsError(f"{where}: bad row: {error}") from error
 
 
@@ -318,9 +325,17 @@ def _parse_row(line: bytes, header: UnitsHeader, where: str) -> Units:
 
 @dataclass(frozen=True)
 class Bitrate:
-    """Bits per second of a corpus of units.  Entropies are empirical, per codebook, over the whole corpus.
+    """Bits per second of a corpus of units, by the three definitions in use; say which one a number is.
 
-    The deduplicated stream is complete only together with its durations: add `duration_bps` to compare it.
+    1. `bits_per_second`, fixed rate: Σ units × log2(n_units) / Σ seconds.  What codecs and DASB call bitrate; it does
+       not ask how often a unit is used.
+    2. `entropy_bps`, entropy: Σ units × H(unit) / Σ seconds, H the empirical entropy over the corpus, each codebook by
+       itself.  ZeroSpeech 2019 and 2020 score this, of the rows handed in; never above 1.
+    3. `dedup_complete_bps`, deduplicated with durations: Σ runs × (H(unit of a run) + H(frames of a run)) / Σ seconds,
+       the sum of `dedup_entropy_bps` and `duration_bps`.
+
+    `dedup_bps`, runs × log2(n_units), and `dedup_entropy_bps` are what papers on deduplicated units print.  Neither
+    stream says when a unit is spoken: beside 1 or 2 they are too low by what the durations cost.
     """
 
     bits_per_second: float
@@ -330,6 +345,11 @@ class Bitrate:
     duration_bps: float
     seconds: float
     n_units_used: int
+
+    @property
+    def dedup_complete_bps(self) -> float:
+        """Runs and their durations, both at their entropy: enough to get the frames back."""
+        return self.dedup_entropy_bps + self.duration_bps
 
 
 def bitrate(units: Iterable[Units]) -> Bitrate:

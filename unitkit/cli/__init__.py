@@ -5,10 +5,10 @@ import traceback
 
 from rich.markup import escape
 
-from unitkit.cli import encode, formats, info, speech
+from unitkit.cli import checkpoints, encode, formats, info, speech, verify
 from unitkit.cli.show import app, errors
 
-__all__ = ["app", "encode", "formats", "info", "main", "speech"]
+__all__ = ["app", "checkpoints", "encode", "formats", "info", "main", "speech", "verify"]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""Verbs from audio to units: fit, encode."""
+"""Verbs from audio to units: fit, encode, merge."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,12 @@ from rich.markup import escape
 from unitkit.cli.show import Device, Inputs, Tok, app, console, errors, finish, progress, table, ticking, utterances
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from unitkit.encode import Progress as Encoded
+    from unitkit.encode import Summary
     from unitkit.manifest import Utterance
+    from unitkit.workers import Loader, Options
 
 
 @app.command()
@@ -25,8 +30,8 @@ def fit(
     codebooks: Annotated[int, typer.Option(help="Codebooks (with --kind residual or product).")] = 1,
     kind: Annotated[str, typer.Option(help="plain, residual or product.")] = "plain",
     max_frames: Annotated[
-        int, typer.Option(help="Frames kept for k-means: the memory bound, a seeded sample.")
-    ] = 1_000_000,
+        int | None, typer.Option(help="Frames kept for k-means, a seeded sample. By default what 2 GB in all allow.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sample and initialisation.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a bad file instead of skipping it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different tokenizer at --out.")] = False,
@@ -73,39 +78,125 @@ def encode(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The unit file to write (JSONL).")],
     tokenizer: Tok = None,
+    workers: Annotated[int, typer.Option("--workers", "-j", help="Processes, one thread each.")] = 1,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Encode this part only: 3/10, or auto (Slurm array task, torchrun rank); then `merge`."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where the workers run: local, or ray (a cluster).")] = "local",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a bad file instead of skipping it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode anew even if --out exists.")] = False,
     device: Device = "auto",
+    backend: Annotated[str, typer.Option(help="Arithmetic of the encoder: auto, plain, fast or openvino.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or int8; left out: what the tokenizer was made with.")
+    ] = None,
 ) -> None:
     """Encode audio into a unit file.  Resumes, keeps order, skips and lists bad files (exit status 1).
 
     Examples:
 
-      unitkit encode recordings/ -o units.jsonl
+      unitkit encode recordings/ -o units.jsonl --workers 4
 
       unitkit encode train.jsonl -t exp/tok -o exp/units/train.jsonl
 
       find . -name '*.flac' | unitkit encode - -o units.jsonl --strict
+
+      unitkit encode train.jsonl -o units.jsonl --shard 3/10    (and the other nine; then unitkit merge units.jsonl)
     """
+    from unitkit.workers import Loader, Options
+
+    if shard is not None and (workers != 1 or engine != "local"):
+        raise ValueError("--shard is one process: leave out --workers and --engine, or take more and smaller shards")
+    loader, options = Loader(tokenizer, device, precision, backend), Options(strict=strict, overwrite=overwrite)
+    try:
+        if shard is not None:
+            _encode_shard(loader, inputs, out, shard, options)
+        else:
+            _encode_all(loader, inputs, out, workers, engine, options)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from here")
+        raise
+
+
+def _encode_all(loader: "Loader", inputs: list[str], out: Path, workers: int, engine: str, options: "Options") -> None:
     from unitkit.encode import encode_files
-    from unitkit.tokenizer import DEFAULT, Tokenizer
+    from unitkit.workers import encode_parallel
 
-    found = utterances(inputs)
-    tok = Tokenizer.load(tokenizer or DEFAULT, device=device)
-    with progress("encode", sum(u.duration or 0.0 for u in found) / 3600, unit="h") as advance:
+    given = utterances(inputs)
+    with _shown(given) as tell:
+        if workers == 1 and engine == "local":
+            tok = loader.load()
+            summary = encode_files(
+                tok, given, out, strict=options.strict, overwrite=options.overwrite, on_progress=tell
+            )
+        else:
+            summary = encode_parallel(
+                loader, given, out, workers=workers, engine=engine, options=options, on_progress=tell
+            )
+    _conclude(out, summary)
 
-        def on_progress(step: "Encoded") -> None:
-            advance(step.seconds / 3600)
+
+def _encode_shard(loader: "Loader", inputs: list[str], out: Path, shard: str, options: "Options") -> None:
+    from unitkit.manifest import discover
+    from unitkit.shards import encode_shard, parse_shard, tasks
+
+    number, total = parse_shard(shard)
+    # The cut goes by the manifest alone, alike in every process: no header of another shard's audio is read.
+    task = tasks(list(discover(inputs)), out, total)[number - 1]
+    with _shown(task.utterances) as tell:
+        summary = encode_shard(
+            loader.load(), task, strict=options.strict, overwrite=options.overwrite, on_progress=tell
+        )
+    _conclude(task.shard.path, summary)
+
+
+@contextmanager
+def _shown(found: "Sequence[Utterance]") -> "Iterator[Callable[[Encoded], None]]":
+    """A bar in hours of audio where all durations are known, else in files; bad files are named as they come."""
+    hours = all(u.duration is not None for u in found)
+    total = sum(u.duration or 0.0 for u in found) / 3600 if hours else float(len(found))
+    with progress("encode", total, unit="h" if hours else "") as advance:
+
+        def tell(step: "Encoded") -> None:
+            advance(step.seconds / 3600 if hours else 1.0)
             if step.bad:
                 errors.print(f"[red]bad:[/] {escape(step.bad)}", soft_wrap=True)
 
-        summary = encode_files(tok, found, out, strict=strict, overwrite=overwrite, on_progress=on_progress)
+        yield tell
+
+
+def _conclude(out: Path, summary: "Summary") -> None:
+    from unitkit.units import read_header
+
     console.print(
         f"{out}: {summary.encoded} encoded, {summary.kept} kept, {len(summary.bad)} bad; "
         f"{summary.seconds / 60:.1f} min of audio in {summary.elapsed:.1f} s "
-        f"({summary.hours_per_hour:.0f} hours per hour); tokenizer {tok.fingerprint}",
+        f"({summary.hours_per_hour:.0f} hours per hour); tokenizer {read_header(out).tokenizer}",
         soft_wrap=True,
     )
+    finish([(u.audio, reason) for u, reason in summary.bad])
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="The unit file; its shards lie in OUT.shards.")],
+    clean: Annotated[bool, typer.Option("--clean", help="Remove the shards once they are merged.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace units of another tokenizer.")] = False,
+) -> None:
+    """Merge the shards of `encode --shard` in the manifest's order; missing or damaged ones are named (exit status 2).
+
+    Examples:
+
+      unitkit merge units.jsonl
+
+      unitkit merge units.jsonl --clean
+    """
+    from unitkit.shards import merge_shards
+
+    summary = merge_shards(out, clean=clean, overwrite=overwrite)
+    hours = summary.seconds / 3600
+    console.print(f"{out}: {summary.encoded} utterances, {hours:.2f} hours, {len(summary.bad)} bad", soft_wrap=True)
     finish([(u.audio, reason) for u, reason in summary.bad])
 
 

@@ -7,17 +7,25 @@ import typer
 
 from unitkit.cli.show import app, console
 
-Format = Annotated[str, typer.Option("--format", "-f", help="gslm, km, s2ut, npz or parquet.")]
+# Spelt out, for reading the table itself would load numpy for every --help; a test compares the two.
+FORMATS = (
+    "gslm, bare, km, unit, textless, kaldi, s2ut, parquet, resynthesis, dgslm, dgslm-lines, slamkit, slamkit-tokens, "
+    "discophon, minimal-hubert, unit-hifigan, npz, npy or dusted"
+)
+Format = Annotated[str, typer.Option("--format", "-f", help=f"{FORMATS}.")]
+AnyFormat = Annotated[str, typer.Option("--format", "-f", help=f"{FORMATS}; auto goes by the name and first line.")]
 Manifest = Annotated[Path | None, typer.Option(help="Manifest of the utterances (names and order).")]
 
 
 @app.command("export")
 def export_(
     units: Annotated[Path, typer.Argument(help="Unit file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, or folder (npy, dusted).")],
     format: Format,
     manifest: Manifest = None,
-    reduced: Annotated[bool, typer.Option("--reduced", help="Write deduplicated units (gslm, s2ut).")] = False,
+    reduced: Annotated[
+        bool, typer.Option("--reduced", help="Write deduplicated units and their durations, where that is usual.")
+    ] = False,
 ) -> None:
     """Write units in a peer's format.  The fingerprint goes along where the format has a place for it.
 
@@ -31,9 +39,9 @@ def export_(
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="A peer's unit file.")],
+    path: Annotated[Path, typer.Argument(help="A peer's unit file, or folder of arrays.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Unit file to write.")],
-    format: Format,
+    format: AnyFormat = "auto",
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", "-t", help="Directory, name or bare fingerprint; npz and parquet know it."),
@@ -50,10 +58,11 @@ def import_(
 
     Example: unitkit import train.km -o units.jsonl --format km --manifest train.jsonl -t exp/tok
     """
-    from unitkit.formats import import_units
+    from unitkit.formats import detect, import_units
     from unitkit.pipeline import header_of
     from unitkit.units import read_header
 
+    format = detect(path) if format == "auto" else format
     count = import_units(
         path,
         out,
@@ -63,4 +72,4 @@ def import_(
         durations=durations,
         frame_level=frame_level,
     )
-    console.print(f"{out}: {count} utterances, tokenizer {read_header(out).tokenizer}", soft_wrap=True)
+    console.print(f"{out}: {count} utterances ({format}), tokenizer {read_header(out).tokenizer}", soft_wrap=True)

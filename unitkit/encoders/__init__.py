@@ -9,36 +9,53 @@ Conventions, all recorded in `settings()` and so in the tokenizer's fingerprint:
   layer. Layers above L are neither loaded nor run.
 - Waveforms are scaled to zero mean and unit variance where the checkpoint's preprocessor_config.json says so; without
   that file, where the model's convolutions use layer norm.
-- Recordings longer than a window (60 s; Whisper 30 s) are encoded in overlapping windows, so that memory is bounded;
-  elsewhere features are those of the whole recording.
+- Recordings longer than a window (60 s; Whisper 30 s) are encoded in overlapping windows, so that memory is bounded.
+  Normalisations of the input and the group norm of the first convolution take their statistics from the whole
+  recording, in a first pass, so that windows differ from the whole only through attention (Whisper: through its peak
+  and positions as well). Filterbanks have no such limit: their frames are those of the whole.
+- A recording gives the same bits in one array or in blocks, however they are cut; in a padded batch, features within
+  1e-5 of their length.
+- float32 gives the same units on every engine and leaves no trace in the settings. Another precision makes another
+  tokenizer, named by engine and precision ("arithmetic").
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unitkit.encoders.checkpoints import MODELS, load_transformer
-from unitkit.encoders.filterbanks import FILTERBANKS, JSON, FilterbankEncoder
+from unitkit.encoders.engines import FLOAT32, Arithmetic
+from unitkit.encoders.filterbanks import FILTERBANKS, JSON, FilterbankEncoder, OpenWav, Wav
 
 __all__ = ["FILTERBANKS", "JSON", "MODELS", "Encoder", "load_encoder"]
 
 
 class Encoder(Protocol):
-    """What a tokenizer needs of its features; dim is their size, rate_hz frames per second."""
+    """What a tokenizer needs of its features; dim is their size, rate_hz frames per second.
+
+    `exact_context`: a frame depends on no sample further than this from its own hop; None where it depends on all.
+    """
 
     sample_rate: int
     dim: int
     min_samples: int
+    exact_context: int | None
 
     @property
     def rate_hz(self) -> float:
         """Frames per second."""
 
-    def __call__(self, wav: np.ndarray | Tensor) -> Tensor:
+    def __call__(self, wav: Wav) -> Tensor:
         """(samples,) at sample_rate to (frames, dim) float32 on the encoder's device."""
+
+    def batch(self, wavs: Sequence[Wav], *, max_frames: int | None = None) -> list[Tensor]:
+        """Features of several wavs in their order, in padded batches of `max_frames` frames at most where it helps."""
+
+    def pieces(self, open_wav: OpenWav) -> Iterator[Tensor]:
+        """Features of a recording of any length, given in blocks that `open_wav()` starts anew, in bounded memory."""
 
     def n_frames(self, n_samples: int) -> int:
         """Frames that a wav of `n_samples` gives; 0 below min_samples."""
@@ -54,18 +71,31 @@ class Encoder(Protocol):
 
 
 def load_encoder(
-    features: str | os.PathLike[str], *, layer: int | None = None, padding: str = "none", device: str = "cpu"
+    features: str | os.PathLike[str],
+    *,
+    layer: int | None = None,
+    padding: str = "none",
+    device: str = "cpu",
+    precision: str = "float32",
+    engine: str = "auto",
 ) -> Encoder:
     """Encoder by name ("mfcc", "logmel", a key of MODELS), hub id or local directory.
 
     `layer` counts from 1 (0 = input of the first layer); by default the layer a saved encoder was cut at, else the
     middle one, where phone information peaks in most models. `padding`: "none", "center" (see above) or, for Whisper,
-    "full".
+    "full". `precision`: "float32", "bfloat16" or, on OpenVINO, "int8". `engine`: "plain" (transformers' own modules),
+    "fast" or "openvino" (waveform models on a CPU; the weights are held twice), or "auto", the fast one where it
+    covers the model. Raises ValueError for what is unknown or does not go together.
     """
     name = os.fspath(features)
+    arithmetic = Arithmetic(precision, engine)
     if name in FILTERBANKS:
         if layer is not None:
             raise ValueError(f"{name} has no layers, but layer={layer} was asked for; leave it out")
+        if arithmetic not in (FLOAT32, Arithmetic(engine="plain")):
+            raise ValueError(
+                f"{name} has no model to run in {precision} on engine {engine!r}; leave precision and engine out"
+            )
         kind, rate_hz = FILTERBANKS[name]
         return FilterbankEncoder(kind, rate_hz, padding=padding).to(device)
-    return load_transformer(name, layer=layer, padding=padding).to(device)
+    return load_transformer(name, layer=layer, padding=padding, arithmetic=arithmetic).to(device)

@@ -7,14 +7,10 @@ from typing import Any
 
 import torch
 
+from unitkit.encoders.engines import Arithmetic
+from unitkit.encoders.families import BertEncoder, WaveformEncoder, WhisperEncoder
 from unitkit.encoders.filterbanks import FILTERBANKS
-from unitkit.encoders.transformer import (
-    BertEncoder,
-    TransformerEncoder,
-    WaveformEncoder,
-    WhisperEncoder,
-    quiet_transformers,
-)
+from unitkit.encoders.transformer import Cut, TransformerEncoder, quiet_transformers
 
 MODELS = {  # short name -> hub id; any other hub id or local directory works as well
     "hubert-base": "facebook/hubert-base-ls960",
@@ -56,7 +52,7 @@ FAMILIES = {
 }
 
 
-def load_transformer(name: str, *, layer: int | None, padding: str) -> TransformerEncoder:
+def load_transformer(name: str, *, layer: int | None, padding: str, arithmetic: Arithmetic) -> TransformerEncoder:
     source = _locate(name)
     with quiet_transformers(local=os.path.isdir(source)):
         config = _read_config(source)
@@ -67,7 +63,7 @@ def load_transformer(name: str, *, layer: int | None, padding: str) -> Transform
         _cut_config(config, family, chosen)
         model = _read_model(source, config, family)
         preprocessor = _read_preprocessor(source)
-    return family.encoder(model, layer=chosen, source=source, preprocessor=preprocessor, padding=padding)
+    return family.encoder(Cut(model, chosen, source, preprocessor), padding=padding, arithmetic=arithmetic)
 
 
 def _locate(name: str) -> str:

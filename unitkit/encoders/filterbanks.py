@@ -2,27 +2,33 @@
 
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import lru_cache
+from itertools import count
 from typing import Self, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unitkit import audio
+from unitkit.encoders.blocks import CHUNK_SAMPLES, chunks, padded, slices, with_context
 
+Wav: TypeAlias = np.ndarray | Tensor  # float samples (samples,)
+OpenWav: TypeAlias = Callable[[], Iterable[Wav]]  # gives a recording's blocks from the start each time it is called
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 
 FILTERBANKS = {"mfcc": ("mfcc", 50), "mfcc@100": ("mfcc", 100), "logmel": ("logmel", 50), "logmel@100": ("logmel", 100)}
 
 FIELD, HOP, N_FFT = 400, 160, 512  # Kaldi analysis at 16 kHz: 25 ms windows every 10 ms
 BLOCK_FRAMES = 3000  # filterbank frames computed at a time
+DELTA_CONTEXT = 4  # analysis frames on either side that deltas of deltas reach for
 EPSILON = float(np.finfo(np.float32).eps)  # Kaldi's floor under a mel energy
 
 
 class WavEncoder:
-    """The shared way in: check, float32, one file at a time, no gradients."""
+    """The shared way in: check, float32, blocks of one size whatever came in, no gradients."""
 
     sample_rate: int = 16000
     hop: int  # samples between frames
@@ -30,6 +36,7 @@ class WavEncoder:
     min_samples: int
     name: str
     paddings: tuple[str, ...] = ("none",)
+    exact_context: int | None = None
     device: torch.device = torch.device("cpu")
 
     @property
@@ -37,28 +44,50 @@ class WavEncoder:
         """Frames per second."""
         return self.sample_rate / self.hop
 
-    def __call__(self, wav: np.ndarray | Tensor) -> Tensor:
+    def __call__(self, wav: Wav) -> Tensor:
         """Wav (samples,) to features (frames, dim) float32."""
-        with torch.inference_mode(), _exact_convolutions(self.device):
-            features = self._encode(self._checked(wav))
-        return features.clone()  # leaves inference mode, so that a model may be trained on it
+        pieces = list(self.pieces(lambda: [wav]))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _checked(self, wav: np.ndarray | Tensor) -> Tensor:
-        signal = torch.as_tensor(wav)
-        if signal.ndim != 1 or not signal.is_floating_point():
-            raise ValueError(f"expected float samples of shape (samples,), got {signal.dtype} {tuple(signal.shape)}")
-        if len(signal) < self.min_samples:
+    def batch(self, wavs: Sequence[Wav], *, max_frames: int | None = None) -> list[Tensor]:
+        """Features of several wavs, in their order; here one at a time, so `max_frames` has nothing to bound."""
+        return [self(wav) for wav in wavs]
+
+    def pieces(self, open_wav: OpenWav) -> Iterator[Tensor]:
+        """Features of a recording given in blocks, piece by piece; together the same bits as of one block.
+
+        `open_wav` may be called several times; it starts the blocks (samples,) anew each time. Raises ValueError for
+        blocks that are no float samples and for recordings too short for a frame.
+        """
+        stream = self._stream(open_wav)
+        while True:
+            with self._computing():  # not around the yield, where it would reach into the caller's code
+                piece = next(stream, None)
+            if piece is None:
+                return
+            yield piece.clone()  # leaves inference mode, so that a model may be trained on it
+
+    def _computing(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_exact_convolutions(self.device))
+        return stack
+
+    def _stream(self, open_wav: OpenWav) -> Iterator[Tensor]:
+        raise NotImplementedError
+
+    def _samples(self, open_wav: OpenWav) -> Iterator[Tensor]:
+        """The recording, checked, as float32 on the CPU, in chunks of CHUNK_SAMPLES."""
+        total = 0
+        for chunk in chunks(map(_checked, open_wav()), CHUNK_SAMPLES):
+            total += len(chunk)
+            yield chunk
+        if total < self.min_samples:
             seconds = self.min_samples / self.sample_rate
             raise ValueError(
-                f"wav of {len(signal)} samples is too short for {self.name}: "
+                f"wav of {total} samples is too short for {self.name}: "
                 f"at least {self.min_samples} samples ({seconds:g} s at {self.sample_rate} Hz) are needed"
             )
-        if not torch.isfinite(signal).all():
-            raise ValueError("wav holds NaN or infinite samples")
-        return signal.to(device=self.device, dtype=torch.float32)
-
-    def _encode(self, signal: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def _known_padding(self, padding: str) -> str:
         if padding not in self.paddings:
@@ -66,21 +95,39 @@ class WavEncoder:
         return padding
 
 
-def log_mel_energies(signal: Tensor, *, n_mels: int) -> Tensor:
-    """Kaldi filterbank: (samples,) at 16 kHz to natural log mel energies (frames, n_mels) float64 (float32 on MPS)."""
-    # Double precision keeps the log of near-silent bins, and so the units, independent of how frames are blocked.
-    dtype = torch.float32 if signal.device.type == "mps" else torch.float64
-    window = torch.hann_window(FIELD, periodic=False, dtype=dtype, device=signal.device) ** 0.85  # "povey"
-    filters = _kaldi_filters(n_mels).to(device=signal.device, dtype=dtype)
-    frames = signal.unfold(0, FIELD, HOP)  # (frames, field), a view
-    blocks = []
-    for block in frames.split(BLOCK_FRAMES):
-        centred = block.to(dtype)
-        centred = centred - centred.mean(dim=1, keepdim=True)
-        previous = torch.cat([centred[:, :1], centred[:, :-1]], dim=1)
-        power = torch.fft.rfft((centred - 0.97 * previous) * window, n=N_FFT).abs() ** 2
-        blocks.append((power @ filters).clamp_min(EPSILON).log())
-    return torch.cat(blocks)
+def _checked(wav: Wav) -> Tensor:
+    block = torch.as_tensor(wav)
+    if block.ndim != 1 or not block.is_floating_point():
+        raise ValueError(f"expected float samples of shape (samples,), got {block.dtype} {tuple(block.shape)}")
+    if not torch.isfinite(block).all():
+        raise ValueError("wav holds NaN or infinite samples")
+    return block.to(device="cpu", dtype=torch.float32)
+
+
+def log_mel_blocks(samples: Iterable[Tensor], *, n_mels: int) -> Iterator[Tensor]:
+    """Kaldi filterbank: samples at 16 kHz to natural log mel energies (frames, n_mels) float64 (float32 on MPS).
+
+    Blocks of BLOCK_FRAMES frames counted from the start, so that no bit depends on how the samples come.
+    """
+    step = BLOCK_FRAMES * HOP
+    spans = ((first, first + step + FIELD - HOP) for first in count(0, step))
+    for span in slices(samples, spans):
+        if len(span) < FIELD:
+            return
+        yield _log_mels(span.unfold(0, FIELD, HOP), n_mels=n_mels)
+
+
+def _log_mels(frames: Tensor, *, n_mels: int) -> Tensor:
+    """Analysis frames (frames, field) to log mel energies (frames, n_mels)."""
+    # Double precision keeps the log of near-silent bins, and so the units, independent of rounding.
+    dtype = torch.float32 if frames.device.type == "mps" else torch.float64
+    window = torch.hann_window(FIELD, periodic=False, dtype=dtype, device=frames.device) ** 0.85  # "povey"
+    filters = _kaldi_filters(n_mels).to(device=frames.device, dtype=dtype)
+    centred = frames.to(dtype)
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    previous = torch.cat([centred[:, :1], centred[:, :-1]], dim=1)
+    power = torch.fft.rfft((centred - 0.97 * previous) * window, n=N_FFT).abs() ** 2
+    return (power @ filters).clamp_min(EPSILON).log()
 
 
 def cepstra(log_mels: Tensor, *, n_ceps: int = 13, lifter: float = 22.0) -> Tensor:
@@ -134,6 +181,9 @@ class FilterbankEncoder(WavEncoder):
         field = FIELD + (self.stride - 1) * HOP if kind == "logmel" else FIELD
         self.pad = (field - self.hop) // 2 if padding == "center" else 0
         self.min_samples = field - 2 * self.pad
+        reach = DELTA_CONTEXT * HOP if kind == "mfcc" else 0
+        # Frame k reaches from k * hop - pad - reach on, and up to k * hop - pad + field + reach.
+        self.exact_context = reach + max(self.pad, field - self.hop - self.pad)
 
     def n_frames(self, n_samples: int) -> int:
         """Frames that a wav of `n_samples` gives."""
@@ -161,15 +211,20 @@ class FilterbankEncoder(WavEncoder):
         self.device = torch.device(device)
         return self
 
-    def _encode(self, signal: Tensor) -> Tensor:
-        padded = nn.functional.pad(signal, (self.pad, self.pad))
-        if self.kind == "mfcc":
-            static = cepstra(log_mel_energies(padded, n_mels=23))
-            first = deltas(static)
-            return torch.cat([static, first, deltas(first)], dim=1)[:: self.stride].float()
-        mels = log_mel_energies(padded, n_mels=80)
-        whole = len(mels) // self.stride
-        return mels[: whole * self.stride].reshape(whole, self.dim).float()
+    def _stream(self, open_wav: OpenWav) -> Iterator[Tensor]:
+        samples = padded((chunk.to(self.device) for chunk in self._samples(open_wav)), self.pad)
+        if self.kind == "logmel":
+            for mels in chunks(log_mel_blocks(samples, n_mels=80), BLOCK_FRAMES * self.stride):
+                if whole := len(mels) // self.stride:
+                    yield mels[: whole * self.stride].reshape(whole, self.dim).float()
+            return
+        static = (cepstra(mels) for mels in log_mel_blocks(samples, n_mels=23))
+        done = 0  # analysis frames
+        for rows, first, stop in with_context(static, DELTA_CONTEXT):
+            once = deltas(rows)
+            full = torch.cat([rows, once, deltas(once)], dim=1)[first:stop]
+            yield full[-done % self.stride :: self.stride].float()
+            done += stop - first
 
 
 def whisper_log_mels(signal: Tensor, *, n_mels: int) -> Tensor:

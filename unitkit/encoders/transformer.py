@@ -1,21 +1,24 @@
-"""Transformers speech models as encoders: what goes in, how frames are counted, and the layer that comes out."""
+"""Transformers speech models as encoders: settings, windows over long recordings, and padded batches of short ones."""
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import Tensor
 
-from unitkit.encoders.filterbanks import FIELD, HOP, JSON, WavEncoder, log_mel_energies, whisper_log_mels
+from unitkit.encoders import engines
+from unitkit.encoders.batching import buckets, frames_that_fit
+from unitkit.encoders.blocks import slices, windows
+from unitkit.encoders.filterbanks import JSON, OpenWav, Wav, WavEncoder
 
 WINDOW_SECONDS, CONTEXT_SECONDS = 60, 4  # long recordings: window, and the context dropped at each joint
-WHISPER_CONTEXT_SECONDS, WHISPER_PAD_SECONDS = 2, 2
 
 # Config fields that change features without showing in the weights.
 _COMMON = ("num_attention_heads", "hidden_act", "layer_norm_eps", "position_embeddings_type")
@@ -26,21 +29,47 @@ _WHISPER = ("encoder_attention_heads", "activation_function")
 ARCHITECTURE = _COMMON + _WAVEFORM + _POSITION + _RELATIVE + _WHISPER
 
 
+Norm = tuple[Tensor, Tensor]
+Samples = Callable[[], Iterator[Tensor]]  # checked chunks of a recording, from the start each time
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A transformers model that ends at `layer`; `source` says where it came from and is no part of the settings."""
+
+    model: Any
+    layer: int
+    source: str
+    preprocessor: dict[str, Any]  # preprocessor_config.json, or nothing
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first pass over a recording finds: frames, and the statistics of the whole that windows are run with."""
+
+    n_frames: int
+    mean: Tensor | None = None  # of the samples or of each mel bin, where the encoder normalises
+    deviation: Tensor | None = None
+    norm: Norm | None = None  # scale and shift (channels,) of the first group norm
+
+
 class TransformerEncoder(WavEncoder):
     """A transformers speech model cut after layer `layer`; subclasses know what goes in and how frames are counted."""
 
     window_s: float = WINDOW_SECONDS
     context_s: float = CONTEXT_SECONDS
     normalize: bool = False
+    statistics: str | None = "recording"  # what normalisations average over; None where there is none
 
-    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
-        """`model` already ends at `layer`; `source` says where it came from and is no part of the settings."""
-        self.model = model.requires_grad_(False).eval()
-        self.config = model.config
-        self.layer, self.source = layer, source
+    def __init__(self, cut: Cut, *, padding: str, arithmetic: engines.Arithmetic = engines.FLOAT32) -> None:
+        """Raises ValueError for a padding the family does not know."""
+        self.model = cut.model.requires_grad_(False).eval()
+        self.config = self.model.config
+        self.layer, self.source = cut.layer, cut.source
         self.name = self.config.model_type
         self.padding = self._known_padding(padding)
         self.dim = self.config.hidden_size
+        self.arithmetic = arithmetic
 
     def n_frames(self, n_samples: int) -> int:
         """Frames that a wav of `n_samples` gives."""
@@ -58,9 +87,22 @@ class TransformerEncoder(WavEncoder):
             "rate_hz": self.rate_hz,
             "window_s": self.window_s,
             "context_s": self.context_s,
+            **({"statistics": self.statistics} if self.statistics else {}),
             "architecture": _architecture(self.config),
             "weights": self.weights,
+            **self._arithmetic_settings(),
         }
+
+    def _arithmetic_settings(self) -> dict[str, JSON]:
+        """float32 gives the same units on every engine and is not named; anything else makes another tokenizer."""
+        if self.arithmetic.precision == "float32":
+            return {}
+        return {"arithmetic": f"{self.engine} {self.arithmetic.precision}"}
+
+    @property
+    def engine(self) -> str:
+        """What computes: "plain", "fast" or "openvino"."""
+        return engines.resolve(self.arithmetic, self.config, self.device)
 
     @cached_property
     def weights(self) -> str:
@@ -86,16 +128,72 @@ class TransformerEncoder(WavEncoder):
     def to(self, device: str | torch.device) -> Self:
         """Move to a device and return the encoder."""
         self.device = torch.device(device)
+        engines.resolve(self.arithmetic, self.config, self.device)  # or say what does not go together
         self.model.to(self.device)
         return self
 
-    def _encode(self, signal: Tensor) -> Tensor:
-        prepared = self._prepare(signal)
-        parts = []
-        for start, kept, stop in _windows(self.n_frames(len(signal)), self._window_frames, self._context_frames):
-            hidden = self._run(prepared, start, min(start + self._window_frames, self.n_frames(len(signal))))
-            parts.append(hidden[kept - start : stop - start])
-        return torch.cat(parts)
+    def batch(self, wavs: Sequence[Wav], *, max_frames: int | None = None) -> list[Tensor]:
+        """Features of several wavs in their order, as of one at a time to 1e-5 of a frame's length.
+
+        Wavs of like length share padded batches of at most `max_frames` frames, padding included; by default as many as
+        the memory takes. Wavs longer than a window go alone, and so do all on the engines for the CPU, where padding is
+        slower than one at a time. Raises ValueError naming the wav that is too short or not finite.
+        """
+        lengths = [self._checked_length(index, wav) for index, wav in enumerate(wavs)]
+        features: list[Tensor | None] = [None] * len(wavs)
+        together = [index for index, n_frames in enumerate(lengths) if n_frames <= self._window_frames]
+        if self.engine != "plain":
+            together = []
+        widths = [self._width(lengths[index]) for index in together]
+        if max_frames is None:
+            max_frames = frames_that_fit(self.config, self.device, max(widths, default=1))
+        for bucket in buckets(widths, max_frames):
+            if len(bucket) > 1:
+                chosen = [together[position] for position in bucket]
+                for index, found in zip(chosen, self._together([wavs[index] for index in chosen]), strict=True):
+                    features[index] = found
+        return [self(wav) if found is None else found for wav, found in zip(wavs, features, strict=True)]
+
+    def _checked_length(self, index: int, wav: Wav) -> int:
+        """Frames of the wav; a wav at fault is named by its place in the list."""
+        try:
+            return self.n_frames(sum(len(chunk) for chunk in self._samples(lambda: [wav])))
+        except ValueError as error:
+            raise ValueError(f"wavs[{index}]: {error}") from error
+
+    def _together(self, wavs: Sequence[Wav]) -> list[Tensor]:
+        """Features of wavs no longer than a window, in one padded batch."""
+        with self._computing():
+            rows, surveys = [], []
+            for wav in wavs:
+                samples = self._held(partial(_one_block, wav))
+                surveys.append(self._survey(samples))
+                rows.append(torch.cat(list(self._inputs(samples, surveys[-1]))))
+            found = self._forward(rows, [survey.n_frames for survey in surveys], [survey.norm for survey in surveys])
+        return [features.clone() for features in found]
+
+    def _stream(self, open_wav: OpenWav) -> Iterator[Tensor]:
+        samples = self._held(open_wav)
+        survey = self._survey(samples)
+        window = self._window_frames
+        joints = list(windows(survey.n_frames, window, self._context_frames))
+        spans = (self._span(start, min(start + window, survey.n_frames)) for start, _, _ in joints)
+        inputs = slices(self._inputs(samples, survey), spans)
+        for (start, first, stop), rows in zip(joints, inputs, strict=True):
+            n_frames = min(window, survey.n_frames - start)
+            yield self._run(rows, n_frames, survey)[first - start : stop - start]
+
+    def _held(self, open_wav: OpenWav) -> Samples:
+        """The chunks of a recording. One that is no longer than a window is read once, others once for each pass."""
+        limit = (self.window_s + 1) * self.sample_rate
+        held: list[Tensor] = []
+        total = 0
+        for chunk in self._samples(open_wav):
+            held.append(chunk)
+            total += len(chunk)
+            if total > limit:
+                return lambda: self._samples(open_wav)
+        return lambda: iter(held)
 
     @property
     def _window_frames(self) -> int:
@@ -105,163 +203,49 @@ class TransformerEncoder(WavEncoder):
     def _context_frames(self) -> int:
         return int(self.context_s * self.rate_hz)
 
-    def _prepare(self, signal: Tensor) -> Tensor:
-        """What the windows are cut from, made once for the whole recording."""
+    def _width(self, n_frames: int) -> int:
+        """Frames that go through the model for a wav of `n_frames`."""
+        return n_frames
+
+    def _survey(self, samples: Samples) -> Survey:
+        """Statistics of the whole recording."""
         raise NotImplementedError
 
-    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
-        """Layer output (stop - start, dim) of the frames start .. stop."""
+    def _inputs(self, samples: Samples, survey: Survey) -> Iterator[Tensor]:
+        """The recording as the model takes it, in blocks of rows that windows are cut from."""
         raise NotImplementedError
+
+    def _span(self, start: int, stop: int) -> tuple[int, int]:
+        """The rows of `_inputs` that the frames start .. stop need."""
+        raise NotImplementedError
+
+    def _run(self, rows: Tensor, n_frames: int, survey: Survey) -> Tensor:
+        """Layer output (n_frames, dim) float32 of one window."""
+        return self._forward([rows], [n_frames], [survey.norm])[0]
+
+    def _forward(self, rows: list[Tensor], lengths: list[int], norms: list[Norm | None]) -> list[Tensor]:
+        """Layer outputs (frames, dim) float32 of a padded batch, through transformers' own modules."""
+        raise NotImplementedError
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """bfloat16 for the model alone: what goes in is made, and the statistics taken, in full."""
+        if self.arithmetic.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _feature_extractor(self) -> Any:
         """The transformers front-end that matches, to be saved beside the weights."""
         raise NotImplementedError
 
 
-class WaveformEncoder(TransformerEncoder):
-    """HuBERT, wav2vec 2.0 and XLS-R, WavLM, data2vec-audio: convolutions on the waveform, then layers."""
-
-    paddings = ("none", "center")
-
-    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
-        """The final norm of a pre-norm model is taken out: we want the layer, not the model's output."""
-        if getattr(model.config, "do_stable_layer_norm", False):
-            model.encoder.layer_norm = nn.Identity()
-        super().__init__(model, layer=layer, source=source, preprocessor=preprocessor, padding=padding)
-        by_style = getattr(self.config, "feat_extract_norm", "layer") != "group"
-        self.normalize = bool(preprocessor.get("do_normalize", by_style))
-        self.sample_rate = preprocessor.get("sampling_rate", 16000)
-        self.hop, self.field = _hop_and_field(self.config.conv_kernel, self.config.conv_stride)
-        self.pad = (self.field - self.hop) // 2 if padding == "center" else 0
-        self.min_samples = self.field - 2 * self.pad
-
-    def n_frames(self, n_samples: int) -> int:
-        """Frames that a wav of `n_samples` gives."""
-        return max(0, (n_samples + 2 * self.pad - self.field) // self.hop + 1) if n_samples >= self.min_samples else 0
-
-    def _prepare(self, signal: Tensor) -> Tensor:
-        if self.normalize:
-            signal = (signal - signal.mean()) / torch.sqrt(signal.var(unbiased=False) + 1e-7)
-        return nn.functional.pad(signal, (self.pad, self.pad))
-
-    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
-        # The samples after the last frame go in as well: group norm averages over them.
-        last = (stop - 1) * self.hop + self.field
-        end = len(prepared) if last + self.hop > len(prepared) else last
-        return self.model(prepared[None, start * self.hop : end]).last_hidden_state[0]
-
-    def _feature_extractor(self) -> Any:
-        from transformers import Wav2Vec2FeatureExtractor
-
-        return Wav2Vec2FeatureExtractor(do_normalize=self.normalize, sampling_rate=self.sample_rate)
-
-
-class BertEncoder(TransformerEncoder):
-    """w2v-BERT 2.0: Kaldi log-mels, normalised per bin over the recording, stacked in pairs, then conformer layers."""
-
-    hop = 320
-    min_samples = FIELD + HOP
-    normalize = True  # per mel bin
-
-    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
-        """An odd last log-mel frame is dropped, which is what masking it amounts to."""
-        super().__init__(model, layer=layer, source=source, preprocessor=preprocessor, padding=padding)
-        self.n_mels = self.config.feature_projection_input_dim // 2
-
-    def n_frames(self, n_samples: int) -> int:
-        """Frames that a wav of `n_samples` gives."""
-        return ((n_samples - FIELD) // HOP + 1) // 2 if n_samples >= self.min_samples else 0
-
-    def _prepare(self, signal: Tensor) -> Tensor:
-        mels = log_mel_energies(signal * 2**15, n_mels=self.n_mels)  # Kaldi's 16-bit scale
-        mels = (mels - mels.mean(dim=0)) / torch.sqrt(mels.var(dim=0) + 1e-7)
-        whole = len(mels) // 2
-        return mels[: 2 * whole].reshape(whole, 2 * self.n_mels).float()
-
-    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
-        return self.model(prepared[None, start:stop]).last_hidden_state[0]
-
-    def _feature_extractor(self) -> Any:
-        from transformers import SeamlessM4TFeatureExtractor
-
-        return SeamlessM4TFeatureExtractor(feature_size=self.n_mels, num_mel_bins=self.n_mels, padding_value=1.0)
-
-
-class WhisperEncoder(TransformerEncoder):
-    """Whisper's encoder on the audio and 2 s of zeros after it; padding="full" takes zeros up to 30 s, as Whisper does.
-
-    Full windows cost ten times more on short clips for slightly better units (k-means of whisper-base layer 4 on short
-    prompts: PNMI .577 and .591). The zeros are in the settings ("pad_s"). Frames after the audio are cut off.
-    """
-
-    hop = 320
-    min_samples = 320
-    context_s = WHISPER_CONTEXT_SECONDS
-    paddings = ("none", "full")
-
-    def __init__(self, model: Any, *, layer: int, source: str, preprocessor: dict[str, Any], padding: str) -> None:
-        """The model is only the encoder half; its final norm is taken out."""
-        model.layer_norm = nn.Identity()
-        super().__init__(model, layer=layer, source=source, preprocessor=preprocessor, padding=padding)
-        self.window_s = self.config.max_source_positions / self.rate_hz
-        self.pad_s = self.window_s if padding == "full" else WHISPER_PAD_SECONDS
-        self.dim = self.config.d_model
-
-    def n_frames(self, n_samples: int) -> int:
-        """Frames that a wav of `n_samples` gives."""
-        return n_samples // self.hop
-
-    def settings(self) -> dict[str, JSON]:
-        """Everything that changes the features."""
-        return {**super().settings(), "pad_s": self.pad_s}
-
-    def _prepare(self, signal: Tensor) -> Tensor:
-        return signal
-
-    def _run(self, prepared: Tensor, start: int, stop: int) -> Tensor:
-        last = stop * self.hop
-        end = len(prepared) if last + self.hop > len(prepared) else last
-        length = min(self._window_frames, stop - start + int(self.pad_s * self.rate_hz)) * self.hop
-        piece = prepared[start * self.hop : end][:length]
-        mels = whisper_log_mels(nn.functional.pad(piece, (0, length - len(piece))), n_mels=self.config.num_mel_bins)
-        model = self.model
-        hidden = nn.functional.gelu(model.conv1(mels[None]))
-        hidden = nn.functional.gelu(model.conv2(hidden)).transpose(1, 2)  # (1, frames, dim)
-        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
-        for block in model.layers:
-            output = block(hidden, None)
-            hidden = output[0] if isinstance(output, tuple) else output
-        return hidden[0, : stop - start]
-
-    def _feature_extractor(self) -> Any:
-        from transformers import WhisperFeatureExtractor
-
-        return WhisperFeatureExtractor(feature_size=self.config.num_mel_bins)
-
-
-def _windows(n_frames: int, window: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """(start of the window, first frame kept, end of the frames kept); every window is full where there are several."""
-    if n_frames <= window:
-        yield 0, 0, n_frames
-        return
-    step = window - 2 * context
-    for kept in range(0, n_frames, step):
-        yield min(max(0, kept - context), n_frames - window), kept, min(kept + step, n_frames)
+def _one_block(wav: Wav) -> list[Wav]:
+    return [wav]
 
 
 def _architecture(config: Any) -> dict[str, JSON]:
     """The fields of ARCHITECTURE this config has, as they look after a trip through JSON."""
     found = {key: getattr(config, key) for key in ARCHITECTURE if hasattr(config, key)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
-
-
-def _hop_and_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
-    """Hop and receptive field in samples of stacked convolutions."""
-    hop, field = 1, 1
-    for kernel, stride in zip(kernels, strides, strict=True):
-        field += (kernel - 1) * hop
-        hop *= stride
-    return hop, field
 
 
 def _canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ PUBLIC = {
     "AudioError",
     "FingerprintError",
     "Tokenizer",
+    "UnitBPE",
     "Units",
     "Utterance",
     "Vocab",
@@ -21,6 +22,7 @@ PUBLIC = {
     "bitrate",
     "read_manifest",
     "read_units",
+    "segment",
     "write_manifest",
     "write_units",
 }

@@ -241,7 +241,7 @@ def test_an_hour_takes_little_more_memory_than_a_minute(tmp_path: Path) -> None:
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     few, before, many, after = map(int, printed)
     assert (few, many) == (2999, 179999)
-    assert (after - before) / 1024 < 150, f"{(after - before) / 1024:.0f} MiB more; an hour of samples has 220"
+    assert (after - before) / 1024 < 100, f"{(after - before) / 1024:.0f} MiB more; an hour of samples has 220"
 
 
 # ------------------------------------------------------------------------------------------------------- precision

@@ -162,13 +162,13 @@ def test_another_unit_or_length_anywhere_is_found(
 ) -> None:
     whole = Tokenizer._ids
 
-    def one_more(self: Tokenizer, recording: Any) -> Tensor:
+    def one_more(self: Tokenizer, recording: Any) -> np.ndarray:
         ids = whole(self, recording)
-        return torch.cat([ids, ids[-1:]]) if recording.label == "u3" else ids
+        return np.concatenate([ids, ids[-1:]]) if recording.label == "u3" else ids
 
-    def other(self: Tokenizer, recording: Any) -> Tensor:
+    def other(self: Tokenizer, recording: Any) -> np.ndarray:
         ids = whole(self, recording)
-        return torch.cat([(ids[:1] + 1) % 40, ids[1:]]) if recording.label == "u3" else ids
+        return np.concatenate([(ids[:1] + 1) % 40, ids[1:]]) if recording.label == "u3" else ids
 
     def finish(self: Stream) -> Units:
         return replace(real(self), ids=np.zeros(0, np.int64))

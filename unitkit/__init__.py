@@ -9,6 +9,7 @@ _HOME = {
     "AudioError": "audio",
     "FingerprintError": "units",
     "Tokenizer": "tokenizer",
+    "UnitBPE": "bpe",
     "Units": "units",
     "Utterance": "manifest",
     "Vocab": "units",
@@ -16,6 +17,7 @@ _HOME = {
     "bitrate": "units",
     "read_manifest": "manifest",
     "read_units": "units",
+    "segment": "segments",
     "write_manifest": "manifest",
     "write_units": "units",
 }
@@ -23,6 +25,7 @@ __all__ = [
     "AudioError",
     "FingerprintError",
     "Tokenizer",
+    "UnitBPE",
     "Units",
     "Utterance",
     "Vocab",
@@ -30,6 +33,7 @@ __all__ = [
     "bitrate",
     "read_manifest",
     "read_units",
+    "segment",
     "write_manifest",
     "write_units",
 ]

@@ -16,6 +16,7 @@ INEXACT_SEEK = (
     "OGG",
     "MP3",
 )  # libsndfile 1.2 lands beside the sample (the last page of a Vorbis file, some mp3 frames)
+UNKNOWN_LENGTH = 0x7FFF0000  # bytes; a wav of this length or more in its header was written to a pipe
 FALLBACK_SUFFIXES = {".g722": "g722"}  # headerless formats ffmpeg cannot guess from the content
 
 
@@ -130,6 +131,8 @@ def resample(wav: np.ndarray, source: int, target: int) -> np.ndarray:
     import soxr
 
     data = np.asarray(wav, dtype=np.float32)
+    if source <= 0 or target <= 0:
+        raise ValueError(f"cannot resample from {source} Hz to {target} Hz: rates are positive")
     return data if source == target else soxr.resample(data, source, target, quality="HQ")
 
 
@@ -187,6 +190,22 @@ def _check_file(path: str | os.PathLike[str]) -> None:
         raise AudioError(path, f"cannot be opened ({error.strerror})") from None
     if size == 0:
         raise AudioError(path, "is empty (0 bytes)")
+    if target.suffix.lower() in (".wav", ".wave") and (missing := _missing_wav_bytes(target, size)) > 0:
+        raise AudioError(path, f"is truncated ({missing} bytes of those its header promises are missing)")
+
+
+def _missing_wav_bytes(path: Path, size: int) -> int:
+    """How much shorter a RIFF file is than its data chunk says; libsndfile would read what is there and say nothing."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
+            return 0
+        while len(header := file.read(8)) == 8:
+            length = int.from_bytes(header[4:], "little")
+            if header[:4] == b"data":
+                # Programs that write to a pipe do not know the length: they write about the largest there is.
+                return 0 if length >= UNKNOWN_LENGTH else file.tell() + length - size
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return 0
 
 
 def _check_segment(path: str | os.PathLike[str], rate: int, start: float, duration: float | None) -> None:

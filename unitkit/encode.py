@@ -322,6 +322,8 @@ def locked(path: Path) -> Iterator[None]:
     The kernel lets go of the lock when its holder dies, however it dies.  It holds between machines on NFS version 4
     and on Lustre mounted with flock; where a file system has no locks, and on Windows, there is none.
     """
+    if path.exists() and not path.is_file():  # a folder; or a device, which would be read without end
+        raise UnitsError(f"{path} is not a file: units are written to a file of their own (units.jsonl)")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(path.name + ".lock")
     try:

@@ -100,6 +100,7 @@ class Tokenizer:
         units: int = 100,
         codebooks: int = 1,
         kind: str = "plain",
+        standardize: bool = True,
         max_frames: int | None = None,
         seed: int = 0,
         device: str = "auto",
@@ -113,9 +114,10 @@ class Tokenizer:
 
         Features are streamed; a seeded uniform sample of at most `max_frames` frames is kept, whatever the corpus size:
         max_frames × dim × 4 bytes, a fifth more while k-means runs.  By default as many as keep the process in 2 GB,
-        a million at most.  A bad file raises, unless `on_error` is given: then
-        it is told of it and the file is skipped.  `progress` is called after each utterance.  `precision` and `engine`
-        are those of `load_encoder`; all but float32 make another tokenizer.
+        a million at most.  A bad file raises, unless `on_error` is given: then it is told of it and the file is
+        skipped.  `progress` is called after each utterance.  `precision` and `engine` are those of `load_encoder`; all
+        but float32 make another tokenizer.  Without `standardize`, distances are those of the features as they are,
+        and the centroids can be written in the formats of peers.
         """
         where = pick_device(device)
         encoder = load_encoder(features, layer=layer, padding=padding, device=where, precision=precision, engine=engine)
@@ -131,7 +133,16 @@ class Tokenizer:
         stream = stream_features(encoder, utterances, on_error=on_error, progress=progress, tally=tally)
         max_frames = _affordable(encoder, units) if max_frames is None else max_frames
         frames = sample_frames(stream, max_frames, seed=seed)
-        quantizer = KMeans.fit(frames, units, codebooks=codebooks, kind=kind, seed=seed, device=where, overwrite=True)
+        quantizer = KMeans.fit(
+            frames,
+            units,
+            codebooks=codebooks,
+            kind=kind,
+            standardize=standardize,
+            seed=seed,
+            device=where,
+            overwrite=True,
+        )
         provenance = {
             "data": data,
             **tally,
@@ -195,12 +206,18 @@ class Tokenizer:
             return Recording(lambda: iter([wav]), name="array")
         return of_utterance(x if isinstance(x, Utterance) else Utterance(Path(x).stem, os.fspath(x)), self.sample_rate)
 
-    def _ids(self, recording: Recording) -> Tensor:
+    def _ids(self, recording: Recording) -> np.ndarray:
         """Units piece by piece: of a long recording neither the samples nor the features are ever held whole."""
-        return torch.cat([self.quantizer.assign(piece).cpu() for piece in recording.features(self.encoder)])
+        # One growing buffer: small arrays that stay, among large ones that come and go, scatter the memory. Ten hours
+        # took 1.2 GB as a list of tensors.
+        ids = bytearray()
+        for piece in recording.features(self.encoder):
+            ids += self.quantizer.assign(piece).cpu().numpy().astype(np.int64, copy=False).tobytes()
+        flat = np.frombuffer(ids, np.int64)
+        return flat if self.codebooks == 1 else flat.reshape(-1, self.codebooks)
 
-    def _units(self, ids: Tensor, recording: Recording) -> Units:
-        return Units(ids.numpy(), self.rate_hz, self.n_units, self.fingerprint, recording.label)
+    def _units(self, ids: np.ndarray, recording: Recording) -> Units:
+        return Units(ids, self.rate_hz, self.n_units, self.fingerprint, recording.label)
 
     def _encode_batched(self, recordings: Sequence[Recording]) -> list[Units]:
         done: list[Units] = []
@@ -212,7 +229,7 @@ class Tokenizer:
                 if one is None or bool(self.quantizer.undecided(one, relative=BATCH_ERROR).any()):
                     ids = self._ids(recording)  # alone: too long to hold, or too close to call from a batch
                 else:
-                    ids = self.quantizer.assign(one).cpu()
+                    ids = self.quantizer.assign(one).cpu().numpy()
                 recording.release()
                 done.append(self._units(ids, recording))
         return done
@@ -356,9 +373,14 @@ def _affordable(encoder: Encoder, units: int) -> int:
 
 
 def pick_device(device: str) -> str:
-    """The device "auto" stands for: a CUDA GPU where there is one, else the CPU; other names are passed through."""
+    """The device "auto" stands for: a CUDA GPU where there is one, else the CPU; other names torch must know."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or one this torch or machine does not have
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); known: auto, cpu, cuda, cuda:N") from error
     return device
 
 

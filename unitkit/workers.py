@@ -41,6 +41,7 @@ START = "spawn"  # a fork after torch's threads have run may hang
 ENGINES = ("local", "ray")
 PER_WORKER, PER_SHARD, MOST = 8, 2000, 9999  # shards a worker at least, utterances a shard at most, shards at most
 STOP = 5.0  # seconds a worker gets to end
+TICK = 0.2  # seconds between two messages of a worker about its progress
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _run_local(run: Run, utterances: Sequence[Utterance], workers: int) -> None:
                 assert isinstance(ready, Connection)
                 kind, value = _received(ready, team[ready], at.get(ready))
                 if kind == "progress":
-                    run.tell(value)
+                    for step in value:
+                        run.tell(step)
                     continue
                 if kind == "ready" and not begun:
                     run.begin(value, utterances)
@@ -282,15 +284,41 @@ def _work(connection: Connection, loader: Loader, options: Options, number: int)
         tokenizer = loader.load(number)
         connection.send(("ready", tokenizer.header()))
         while (task := connection.recv()) is not None:
-            connection.send(
-                ("done", _encode(tokenizer, task, options, lambda step: connection.send(("progress", step))))
-            )
+            with _Reporter(connection) as reporter:
+                summary = _encode(tokenizer, task, options, reporter.tell)
+            connection.send(("done", summary))
     except (EOFError, ConnectionError):
         return  # the parent is gone
     except (ValueError, OSError, ImportError) as error:
         connection.send(("failed", error))
     except Exception:
         connection.send(("failed", RuntimeError(f"in a worker:\n{traceback.format_exc()}")))
+
+
+class _Reporter:
+    """Progress through the pipe, a few times a second: a message per utterance would keep a core busy with waking."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.steps: list[Progress] = []
+        self.sent = time.monotonic()
+
+    def tell(self, step: Progress) -> None:
+        """Keep a step; send all that were kept if the last message is old enough."""
+        self.steps.append(step)
+        if time.monotonic() - self.sent >= TICK:
+            self.send()
+
+    def send(self) -> None:
+        """Send what was kept."""
+        self.connection.send(("progress", self.steps))
+        self.steps, self.sent = [], time.monotonic()
+
+    def __enter__(self) -> "_Reporter":
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        self.send()
 
 
 def _end_with_parent() -> None:

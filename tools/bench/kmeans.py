@@ -26,9 +26,11 @@ Fit = Callable[[np.ndarray, int, int], np.ndarray]
 GIGABYTES = 2.0
 STREAM = """
 import sys
-from side_by_side import peak_gb
 import numpy as np, torch
 from unitkit.quantizers import KMeans, frames_for_memory, sample_frames
+def peak_gb():
+    # not ru_maxrss: a child starts with that of its parent
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e6
 torch.set_num_threads(1)
 frames, dim, units = map(int, sys.argv[1:4])
 kept = frames_for_memory(dim, float(sys.argv[4]) - peak_gb(), units=units)
@@ -116,7 +118,7 @@ def compared(
 def memory(frames: int, dim: int, units: int) -> Row:
     """Peak memory of a fresh process that samples a stream of `frames` and fits."""
     command = [sys.executable, "-c", STREAM, *map(str, (frames, dim, units, GIGABYTES))]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
     kept, peak = run.stdout.split()
     whole = frames * dim * 4 / 1e9
     work = f"k-means fit, K={units}, memory, stream of {frames:,} × {dim}"

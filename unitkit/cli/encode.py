@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from unitkit.workers import Loader, Options
 
 
+SHORT_SECONDS = 30.0  # no encoder's window is shorter
+WORTH_MEASURING = 10  # clips: measuring what windows change costs about four clips' worth of encoding
+
+
 @app.command()
 def fit(
     inputs: Inputs,
@@ -29,6 +33,9 @@ def fit(
     units: Annotated[int, typer.Option("--units", "-k", help="Units per codebook.")] = 100,
     codebooks: Annotated[int, typer.Option(help="Codebooks (with --kind residual or product).")] = 1,
     kind: Annotated[str, typer.Option(help="plain, residual or product.")] = "plain",
+    standardize: Annotated[
+        bool, typer.Option(help="Scale every dimension to unit variance first; without, centroids fit peers' formats.")
+    ] = True,
     max_frames: Annotated[
         int | None, typer.Option(help="Frames kept for k-means, a seeded sample. By default what 2 GB in all allow.")
     ] = None,
@@ -63,6 +70,7 @@ def fit(
             units=units,
             codebooks=codebooks if kind != "plain" or codebooks == 1 else _refuse_plain(codebooks),
             kind=kind,
+            standardize=standardize,
             max_frames=max_frames,
             seed=seed,
             device=device,
@@ -134,6 +142,8 @@ def _encode_all(loader: "Loader", inputs: list[str], out: Path, workers: int, en
             summary = encode_parallel(
                 loader, given, out, workers=workers, engine=engine, options=options, on_progress=tell
             )
+    if summary.encoded:
+        _tell_of_windows(loader, given)
     _conclude(out, summary)
 
 
@@ -164,6 +174,33 @@ def _shown(found: "Sequence[Utterance]") -> "Iterator[Callable[[Encoded], None]]
                 errors.print(f"[red]bad:[/] {escape(step.bad)}", soft_wrap=True)
 
         yield tell
+
+
+def _tell_of_windows(loader: "Loader", given: "Sequence[Utterance]") -> None:
+    """Long recordings were encoded in windows: say so, and how many units that changes, measured on one of them."""
+    if max((u.duration or 0.0 for u in given), default=0.0) <= SHORT_SECONDS:
+        return  # no encoder has shorter windows
+    from unitkit.tokenizer import DEFAULT
+    from unitkit.verify import CLIP_SECONDS, verify
+
+    tok = loader.load()
+    window = tok.window_s
+    if window is None:
+        console.print(
+            "long recordings were read in blocks, which changes no unit: a frame sees little audio beside its own"
+        )
+        return
+    long = [u for u in given if (u.duration or 0.0) > window]
+    line = f"{len(long)} recording(s) longer than {window:g} s were encoded in windows"
+    if not long:
+        return
+    if sum(u.duration or 0.0 for u in long) < WORTH_MEASURING * CLIP_SECONDS:
+        console.print(f"{line}; `unitkit verify --modes windows` measures what that changes", soft_wrap=True)
+        return
+    source = loader.tokenizer or DEFAULT
+    check = verify(source, long[:1], modes=["windows"], device=loader.device, seconds=CLIP_SECONDS)[-1]
+    found = check.note if check.skipped else f"{check.share:.3%} of units differ from whole ({check.note})"
+    console.print(f"{line}: {found}", soft_wrap=True)
 
 
 def _conclude(out: Path, summary: "Summary") -> None:

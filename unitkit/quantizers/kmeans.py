@@ -244,12 +244,16 @@ def _where(device: str) -> torch.device:
 
 def _moments(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (dim,) in float64, without a float64 copy of all frames; NaN and infinity are refused."""
-    chunks = frames.split(MOMENT_ROWS)
-    mean = torch.stack([rows.sum(0) for rows in chunks]).sum(0, dtype=torch.float64) / len(frames)
+    # accumulated, not listed: small results kept among large scratch would leave the heap full of holes
+    mean = torch.zeros(frames.shape[1], dtype=torch.float64)
+    for rows in frames.split(MOMENT_ROWS):
+        mean += rows.sum(0)
+    mean /= len(frames)
     if not mean.isfinite().all():
         raise QuantizerError(f"frames must be without NaN, infinity or numbers too large to add up: {frames.shape}")
-    near = mean.float()
-    squares = torch.stack([(rows - near).square_().sum(0) for rows in chunks]).sum(0, dtype=torch.float64)
+    near, squares, scratch = mean.float(), torch.zeros_like(mean), torch.empty(MOMENT_ROWS, frames.shape[1])
+    for rows in frames.split(MOMENT_ROWS):
+        squares += torch.sub(rows, near, out=scratch[: len(rows)]).square_().sum(0)
     return mean, (squares / len(frames) - (mean - near).square()).clamp(min=0)
 
 

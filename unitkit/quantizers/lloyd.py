@@ -97,15 +97,25 @@ class Sweep:
 def sweep(z: Tensor, centroids: Tensor, *, sums: bool = True, seconds: bool = False) -> Sweep:
     """Assign all of `z` (rows, dim) up to float32 rounding, where the centroids are."""
     where, assign = centroids.device, Affine.scores(centroids)
-    means, found = _Sums(len(centroids), centroids.shape[1], where), []
-    for rows in _split(z, len(centroids)):
-        rows = rows.to(where)
+    means = _Sums(len(centroids), centroids.shape[1], where)
+    # made whole, not listed: small results kept among large scratch would leave the heap full of holes
+    found = Sweep(
+        torch.empty(len(z), dtype=torch.long, device=where),
+        torch.empty(len(z), device=where),
+        torch.empty(len(z) if seconds else 0, device=where),
+        means,
+    )
+    step = _step(z, len(centroids))
+    for start in range(0, len(z), step):
+        rows, part = z[start : start + step].to(where), slice(start, start + step)
         scores = assign(rows)
-        best, nearest, second = two_lowest(scores) if seconds else (*lowest(scores), scores[:0, 0])
+        if seconds:
+            found.scores[part], found.ids[part], found.seconds[part] = two_lowest(scores)
+        else:
+            found.scores[part], found.ids[part] = lowest(scores)
         if sums:
-            means.add(rows, nearest)
-        found.append((nearest, best, second))
-    return Sweep(*(torch.cat(column) for column in zip(*found, strict=True)), means)
+            means.add(rows, found.ids[part])
+    return found
 
 
 class _Sums:

@@ -52,15 +52,16 @@ def repaired(z: Tensor, centroids: Tensor, where: torch.device, book: int) -> tu
 
 def _assigned(z: Tensor, centroids: Tensor, where: torch.device) -> tuple[Tensor, Tensor]:
     """Exact units (rows,) and squared errors (rows,) of all frames; an error is zero only on its centroid."""
-    ids, errors, there = [], [], centroids.to(where)
+    ids, errors, there = torch.empty(len(z), dtype=torch.long), torch.empty(len(z)), centroids.to(where)
     plain = torch.zeros(z.shape[1], device=where), torch.ones(z.shape[1], device=where)
     nearest = Nearest(there, *plain, folded=False)
-    for chunk in z.split(max(1, CELLS_PER_CHUNK // max(centroids.shape))):
-        chunk = chunk.to(where)
+    step = max(1, CELLS_PER_CHUNK // max(centroids.shape))
+    for start in range(0, len(z), step):
+        chunk, part = z[start : start + step].to(where), slice(start, start + step)
         units = nearest(chunk)
-        ids.append(units.cpu())
-        errors.append(torch.linalg.vector_norm(chunk - there[units], dim=1).square_().cpu())
-    return torch.cat(ids), torch.cat(errors)
+        ids[part] = units
+        errors[part] = torch.linalg.vector_norm(chunk - there[units], dim=1).square_()
+    return ids, errors
 
 
 def _worst_of_each_cell(ids: Tensor, errors: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 joblib = pytest.importorskip("joblib")
 cluster = pytest.importorskip("sklearn.cluster")
 
+SAMPLES = str(Path(__file__).resolve().parents[1] / "samples" / "en" / "dev.jsonl")
 FRAMES = np.random.default_rng(1).standard_normal((300, 32)).astype(np.float32)
 CENTERS = cluster.KMeans(7, n_init=1, random_state=0).fit(FRAMES).cluster_centers_
 FORMS = {"npy": "km.npy", "npz": "km.npz", "safetensors": "km.safetensors", "torch": "km.pt", "sklearn": "km.bin"}
@@ -276,3 +277,16 @@ def test_the_verbs(hubert: Path, km: Path, tmp_path: Path) -> None:
     assert isinstance(run.exception, CentroidsError) and "standardises features" in str(run.exception)
     run = CliRunner().invoke(app, ["export-kmeans", str(tok), "-o", str(tmp_path / "km.xyz")])
     assert "in which form? known" in str(run.exception)
+
+
+def test_centroids_fitted_here_go_out_and_come_back(tmp_path: Path) -> None:
+    """With --no-standardize the raw centroids say it all; with standardisation they would not, and that is refused."""
+    for name, flag in (("plain", "--no-standardize"), ("scaled", "--standardize")):
+        run = CliRunner().invoke(app, ["fit", SAMPLES, "-o", str(tmp_path / name), "-k", "8", flag])
+        assert run.exit_code == 0, run.output
+    km, back = str(tmp_path / "km.npy"), str(tmp_path / "back")
+    assert CliRunner().invoke(app, ["export-kmeans", str(tmp_path / "plain"), "-o", km]).exit_code == 0
+    assert CliRunner().invoke(app, ["import-kmeans", km, "--features", "mfcc", "-o", back]).exit_code == 0
+    assert Tokenizer.load(tmp_path / "plain").fingerprint == Tokenizer.load(back).fingerprint
+    run = CliRunner().invoke(app, ["export-kmeans", str(tmp_path / "scaled"), "-o", str(tmp_path / "no.npy")])
+    assert isinstance(run.exception, ValueError) and "--no-standardize" in str(run.exception)

@@ -225,7 +225,7 @@ def _refuse_more_than_centroids(quantizer: KMeans, form: str) -> None:
     if state["mean"].any() or (state["std"] != 1).any():
         raise CentroidsError(
             f"this quantizer standardises features, and distances to raw centroids would give other units; the form "
-            f"{form!r} has no place for mean and std: write safetensors, or fit with standardize=False"
+            f"{form!r} has no place for mean and std: write safetensors, or fit with --no-standardize"
         )
 
 

@@ -203,7 +203,8 @@ def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, object]:
         "sample rate": f"{tokenizer.sample_rate} Hz",
     }
     facts |= {f"encoder {name}": value for name, value in tokenizer.encoder.settings().items()}
-    return facts | {f"k-means {name}": value for name, value in tokenizer.quantizer.report.items()}
+    report = {name: value for name, value in tokenizer.quantizer.report.items() if name != "per_codebook"}
+    return facts | {f"k-means {name}": value for name, value in report.items()}
 
 
 def describe(path: str) -> tuple[str, dict[str, object]]:

@@ -42,7 +42,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, required ones first."""
-    required = [_python(), _machine(), _torch(), _import("transformers"), _faiss(), _audio(), _bundled()]
+    required = [_python(), _machine(), _torch(), _import("transformers"), _audio(), _bundled()]
     return required + [_optional(name) for name in OPTIONAL]
 
 
@@ -75,15 +75,6 @@ def _import(package: str) -> Check:
         mend = TORCHAUDIO_MEND if "torchaudio" in str(error) or "libc10" in str(error) else f"pip install {package}"
         return Check(package, "broken", str(error).splitlines()[0], mend)
     return Check(package, "ok", str(getattr(module, "__version__", "installed")))
-
-
-def _faiss() -> Check:
-    check = _import("faiss")
-    if check.state != "ok":
-        return Check("faiss", "missing", "k-means falls back on torch", "pip install faiss-cpu")
-    faiss = importlib.import_module("faiss")
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    return Check("faiss", "ok", f"{check.detail}, GPUs seen: {gpus}")
 
 
 def _audio() -> Check:

@@ -17,6 +17,7 @@ t_j = |c_j|²/2 - z·c_j, with u = 2⁻²⁴, n dimensions, R = max |w_j|, H = m
 Together less than E = u ((n + 12) |x| R + 4 |mean| R + 6 H) + n·10⁻³⁶ (1 + |x| + C), C = max |c_j|, plus the error of
 the float64 distances themselves, 2⁻⁵³ (n + 8) (|z| + C)².  If s_j > s_best + 2E, then D_j > D_best: not j.
 E is multiplied by 1.01 for the terms of second order (n < 100,000) and is infinite where the product could overflow.
+With a float64 product, u is 2⁻⁵³ everywhere but in 1: that leaves 2⁻²² (|x| + |mean|) R in place of most of E.
 A frame whose second lowest score is above that line is decided; the others are settled in float64 among the centroids
 below it.  Where folding would make E loose (features far from zero or of very different scales), x is standardised
 first and the same holds with mean 0 and std 1.
@@ -53,16 +54,21 @@ class Nearest:
         used_reach, offset = _longest(used), float(self._half.abs().max())
         self._n, self._shift = centroids.shape[1], float(torch.linalg.vector_norm(shift))
         tiny = self._n * 1e-36
-        self._slope = 2.0**-24 * (self._n + 12) * used_reach + tiny
-        self._base = 2.0**-24 * (4 * self._shift * used_reach + 6 * offset) + tiny * (1 + self.reach)
+        standard = 2.0**-22 * used_reach  # rounding of standardised numbers, whatever the product is computed in
+        self._slope, self._base = dict[torch.dtype, float](), dict[torch.dtype, float]()
+        for kind, u, extra in ((torch.float32, 2.0**-24, 0.0), (torch.float64, 2.0**-53, standard)):
+            self._slope[kind] = u * (self._n + 12) * used_reach + extra + tiny
+            self._base[kind] = (4 * u * used_reach + extra) * self._shift + 6 * u * offset + tiny * (1 + self.reach)
         self._overflows = (1e37 - offset) / max(used_reach, 1e-300)
         self._finest = float(std.min())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Units (rows,) of x (rows, dim); NaN and infinity are refused."""
-        scores, lengths = self._screened(x)
+        # float32 products may have been told to round to TF32 or bfloat16: then, and on GPUs always, float64
+        single = x.device.type == "cpu" and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+        scores, lengths = self._screened(x, torch.float32 if single else torch.float64)
         best, nearest, second = two_lowest(scores)
-        limit = best + (2 * self._error(lengths)).to(scores.dtype)
+        limit = best + (2 * self._error(lengths, scores.dtype)).to(scores.dtype)
         # "not greater" rather than "less": rows that overflowed to NaN in the screening count as undecided
         rows = (~(second > limit)).nonzero()[:, 0]
         if len(rows):
@@ -77,21 +83,19 @@ class Nearest:
         that the standardised numbers of the other row may move a score.  Moving features by d moves s_j - s_best by
         d·(w_best - w_j), at most |d| |w_best - w_j|: frames stay where every s_j is higher by more than that.
         """
-        scores, lengths = self._screened(x)
+        kind = torch.float64  # whatever the change, a float32 product would leave one frame in some hundred undecided
+        scores, lengths = self._screened(x, kind)
         best, nearest, _ = two_lowest(scores)
         moved = change if self.folded else change / self._finest
-        error = 2 * self._error(lengths) + 2 * self._error(lengths + moved) + rounding
+        error = 2 * self._error(lengths, kind) + 2 * self._error(lengths + moved, kind) + rounding
         if self._spread is None:
             self._spread = _spread(self.weights)
         needed = change[:, None] * self._spread[nearest] + error[:, None]
         safe = scores.double() - best.double()[:, None] > needed
         return safe.scatter_(1, nearest[:, None], True).all(1).logical_not_()
 
-    def _screened(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (rows, n_units) and upper bounds of the lengths (rows,) of x, in float64."""
-        # float32 products may have been told to round to TF32 or bfloat16: then, and on GPUs always, float64
-        single = x.device.type == "cpu" and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
-        kind = torch.float32 if single else torch.float64
+    def _screened(self, x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scores (rows, n_units) in `kind` and upper bounds of the lengths (rows,) of x, in float64."""
         if kind not in self._screens:
             self._screens[kind] = Affine(-self._used.to(kind), self._half.to(kind))
         lengths = torch.linalg.vector_norm(x, dim=1).double()
@@ -100,11 +104,11 @@ class Nearest:
         # squares below float32's range are lost from the norm: each row is at most n · 2⁻⁶² longer
         return self._screens[kind](x.to(kind)), lengths * 1.01 + x.shape[1] * 2.0**-62
 
-    def _error(self, lengths: Tensor) -> Tensor:
-        """E of the module's docstring (rows,), for rows that are at most `lengths` long."""
+    def _error(self, lengths: Tensor, kind: torch.dtype) -> Tensor:
+        """E of the module's docstring (rows,) for a product in `kind`, for rows that are at most `lengths` long."""
         farthest = lengths.add(self._shift).div_(self._finest) if self.folded else lengths
         error = (farthest + self.reach).square_().mul_(2.0**-53 * (self._n + 8))
-        error.add_(lengths, alpha=self._slope).add_(self._base).mul_(1.01)
+        error.add_(lengths, alpha=self._slope[kind]).add_(self._base[kind]).mul_(1.01)
         return error.masked_fill_(lengths >= self._overflows, math.inf)
 
 

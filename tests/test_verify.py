@@ -298,3 +298,23 @@ def test_the_command_prints_a_table_and_its_status_tells(
     assert f"u2: 1 of {len(units[2])} units changed" in errors
     code, _, errors = command(monkeypatch, capsys, tokenizers["hubert-base"], folder, "--against", path)
     assert code == 2 and "different tokenizers do not mix" in " ".join(errors.split())
+
+
+def test_encode_tells_what_windows_change(
+    tokenizers: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    audio.write(tmp_path / "long.wav", noise(75.0, 3), RATE)
+
+    def encoded(name: str) -> str:
+        command = ["unitkit", "encode", tmp_path / "long.wav", "-t", tokenizers[name], "-o", tmp_path / f"{name}.jsonl"]
+        monkeypatch.setattr(sys, "argv", [*map(str, command), "--overwrite"])
+        cli.app(standalone_mode=False)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "which changes no unit" in encoded("mfcc")
+    assert "1 recording(s) longer than 60 s were encoded in windows; `unitkit verify" in encoded("hubert-base")
+    monkeypatch.setattr("unitkit.cli.encode.WORTH_MEASURING", 0)
+    assert "% of units differ from whole" in encoded("hubert-base")

@@ -85,9 +85,10 @@ def worker(way: str, tokenizer: Tokenizer, rows: list[Utterance]) -> Callable[[P
         encode_files(tokenizer, rows, folder / "u.jsonl")
 
     def shards(folder: Path) -> None:
-        for task in tasks(rows, folder / "u.jsonl", 2):
+        out = folder / "u.jsonl"
+        for task in tasks(rows, out, 2) if not out.exists() else ():  # merged, perhaps not cleaned up: on to the merge
             encode_shard(tokenizer, task)
-        merge_shards(folder / "u.jsonl")
+        merge_shards(out, clean=True)
 
     def team(folder: Path) -> None:
         workers.START = "fork"  # so that torch is there already

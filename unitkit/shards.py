@@ -308,6 +308,8 @@ def totals(output: Path) -> set[int]:
 def merge_shards(output: str | Path, *, clean: bool = False, overwrite: bool = False) -> Summary:
     """Check every receipt and checksum, then write `output` and its rejects; with `clean` remove the shards.
 
+    A second call with `clean` finds no shards and leaves `output` as it is.
+
     Raises:
         FingerprintError: `output` is there, made by another tokenizer, and `overwrite` is not set.
         LockedError: another process is writing `output`.
@@ -320,15 +322,15 @@ def merge_shards(output: str | Path, *, clean: bool = False, overwrite: bool = F
 
 def merge_locked(output: Path, *, clean: bool, overwrite: bool) -> Summary:
     """As `merge_shards`, for a caller that holds the lock."""
+    if clean and output.exists() and not totals(output):  # an earlier call got that far; it may have been killed here
+        discard(output)
+        return Summary(kept=sum(1 for _ in read_units(output)), bad=_listed(rejects_of(output)))
     shards = _all_shards(output)
     receipts = [check_receipt(shard) for shard in shards]
     _refuse_mixture(shards, receipts)
     if output.exists() and not overwrite:
         check_fingerprint(receipts[0].tokenizer, read_header(output).tokenizer, what=f"{output} (or --overwrite)")
-    bad: list[tuple[Utterance, str]] = []
-    for shard in shards:
-        rows = _rejects(rejects_of(shard.path))
-        bad += [(Utterance(row["id"], row["audio"]), row["reason"]) for row in rows]
+    bad = [one for shard in shards for one in _listed(rejects_of(shard.path))]
     scratch = output.with_name(output.name + ".merging")
     with open(scratch, "wb") as file:
         for shard, receipt in zip(shards, receipts, strict=True):
@@ -419,6 +421,10 @@ def _rejects(path: Path) -> Iterator[dict[str, str]]:
     if path.exists():
         with open(path, encoding="utf-8") as file:
             yield from map(json.loads, file)
+
+
+def _listed(path: Path) -> list[tuple[Utterance, str]]:
+    return [(Utterance(row["id"], row["audio"]), row["reason"]) for row in _rejects(path)]
 
 
 def _read_rejects(path: Path) -> dict[str, str]:

@@ -232,8 +232,10 @@ def merge(
     from unitkit.shards import merge_shards
 
     summary = merge_shards(out, clean=clean, overwrite=overwrite)
-    hours = summary.seconds / 3600
-    console.print(f"{out}: {summary.encoded} utterances, {hours:.2f} hours, {len(summary.bad)} bad", soft_wrap=True)
+    done = f"{summary.encoded} utterances, {summary.seconds / 3600:.2f} hours"
+    if summary.kept:
+        done = f"{summary.kept} utterances, merged before; no shards are left"
+    console.print(f"{out}: {done}, {len(summary.bad)} bad", soft_wrap=True)
     finish([(u.audio, reason) for u, reason in summary.bad])
 
 

@@ -1,6 +1,6 @@
 """What every metric shares: results with confidence intervals, signatures, optional packages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -64,6 +64,25 @@ def ratio(
 def mean(values: Sequence[float], *, name: str) -> Measure:
     """Mean over utterances with its bootstrap interval."""
     return ratio(values, [1.0] * len(values), name=name)
+
+
+def spread(statistic: Callable[[np.ndarray], float], n: int, *, name: str, samples: int = 200) -> Measure:
+    """A statistic of `n` utterances that is no ratio of sums; `statistic` takes their weights (n,).
+
+    The interval is value ± 1.96 bootstrap standard deviations over utterances (seeded).  Percentiles would not do:
+    purity and information of resampled frames, fewer of them distinct, lie above those of the frames themselves.
+    """
+    if n == 0:
+        raise Unavailable("nothing to count: no utterances")
+    value, generator = statistic(np.ones(n)), np.random.default_rng(0)
+    draws = []
+    for _ in range(samples):
+        try:
+            draws.append(statistic(generator.multinomial(n, np.full(n, 1 / n)).astype(np.float64)))
+        except Unavailable:  # a draw may leave nothing to count
+            continue
+    half = 1.96 * float(np.std(draws)) if draws else 0.0
+    return Measure(float(value), float(value - half), float(value + half), n, name)
 
 
 def _interval(top: np.ndarray, bottom: np.ndarray, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -34,6 +34,27 @@ METRICS = {
     "uer": Kind("UER % ↓", 1),
 }
 
+# Scores of units against phones and sentences; not of syntheses, so no part of "all" there.
+UNIT_METRICS = {
+    "pnmi": Kind("PNMI ↑", 3),
+    "phone_purity": Kind("phone purity ↑", 3),
+    "cluster_purity": Kind("cluster purity ↑", 3),
+    "boundary_precision": Kind("boundary precision ↑", 3),
+    "boundary_recall": Kind("boundary recall ↑", 3),
+    "boundary_f1": Kind("boundary F1 ↑", 3),
+    "boundary_os": Kind("over-segmentation (0 best)", 3),
+    "boundary_r": Kind("boundary R-value ↑", 3),
+    "abx_within": Kind("ABX within % ↓", 2),
+    "abx_across": Kind("ABX across % ↓", 2),
+    "ued": Kind("UED across speakers % ↓", 1),
+    "perplexity": Kind("unit perplexity", 1),
+    "used": Kind("units used", 3),
+    "top_share": Kind("commonest unit's share", 3),
+    "bitrate": Kind("bit/s", 0),
+    "bitrate_entropy": Kind("bit/s, entropy", 0),
+    "bitrate_dedup": Kind("bit/s, dedup", 0),
+}
+
 
 class ScoreError(ValueError):
     """Scores that cannot be computed or read; the message names the place and the fix."""
@@ -118,7 +139,7 @@ _HEADER = ("system", "split", "metric", "value", "95 % interval", "original", "c
 
 
 def _cells(row: ScoreRow) -> list[str]:
-    kind = METRICS.get(row.metric, Kind(row.metric, 3))
+    kind = (METRICS | UNIT_METRICS).get(row.metric, Kind(row.metric, 3))
 
     def show(value: float | None) -> str:
         return "–" if value is None else f"{value:.{kind.digits}f}"

@@ -1,0 +1,207 @@
+"""Augmentation of wavs: speed, pitch, reverberation, noise and babble, gain; each a pure function of its arguments.
+
+Only `speed` moves speech in time. The others keep the length and the place of every sound (pitch to within its search
+of 10 ms), so the frames of a wav and of its augmented copy belong together, as denoising objectives need.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS = {"white": 0.0, "pink": 1.0, "brown": 2.0}  # power falls with frequency to this exponent
+LOWEST_HZ = 20.0  # coloured noise has no power below, where brown noise would keep nearly all of it
+QUIET = 1e-5  # a root mean square below this is silence: no signal-to-noise ratio can be set
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Probabilities of each change, and the ranges its strength is drawn from, evenly."""
+
+    speed: float = 0.3
+    speed_factor: tuple[float, float] = (0.9, 1.1)
+    pitch: float = 0.3
+    pitch_semitones: tuple[float, float] = (-3.0, 3.0)
+    reverb: float = 0.2
+    reverb_rt60: tuple[float, float] = (0.1, 0.6)  # seconds
+    reverb_direct_db: tuple[float, float] = (3.0, 15.0)  # energy of the direct sound over that of the echoes
+    noise: float = 0.3
+    noise_snr_db: tuple[float, float] = (5.0, 25.0)
+    babble: float = 0.2
+    babble_snr_db: tuple[float, float] = (5.0, 20.0)
+    babble_voices: tuple[int, int] = (1, 5)
+    gain: float = 0.5
+    gain_db: tuple[float, float] = (-12.0, 6.0)
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "pitch", "reverb", "noise", "babble", "gain"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name}={getattr(self, name)} is a probability: 0 to 1")
+        for name in ("speed_factor", "reverb_rt60"):
+            if min(getattr(self, name)) <= 0:
+                raise ValueError(f"augment.{name}={getattr(self, name)} must be positive")
+
+
+def augment(
+    wav: np.ndarray, rate: int, draw: np.random.Generator, *, config: Augment, others: Sequence[np.ndarray] = ()
+) -> np.ndarray:
+    """Changes of `config`, drawn, in the order of a recording; float32 in -1..1. `others` are utterances for babble.
+
+    The same generator state gives the same wav. An empty or silent wav comes back without noise.
+    """
+    out = np.asarray(wav, np.float32)
+    if not len(out):
+        return out
+    if draw.random() < config.speed:
+        out = speed(out, draw.uniform(*config.speed_factor))
+    if draw.random() < config.pitch:
+        out = pitch(out, rate, draw.uniform(*config.pitch_semitones))
+    if draw.random() < config.reverb:
+        response = room(rate, draw.uniform(*config.reverb_rt60), draw, direct_db=draw.uniform(*config.reverb_direct_db))
+        out = reverb(out, response)
+    if draw.random() < config.babble and others:
+        voices = int(draw.integers(config.babble_voices[0], config.babble_voices[1] + 1))
+        crowd = babble(others, len(out), draw, voices=voices)
+        out = mix(out, crowd, draw.uniform(*config.babble_snr_db))
+    if draw.random() < config.noise:
+        colour = list(COLOURS)[int(draw.integers(len(COLOURS)))]
+        out = mix(out, coloured(len(out), rate, draw, colour=colour), draw.uniform(*config.noise_snr_db))
+    if draw.random() < config.gain:
+        out = gain(out, draw.uniform(*config.gain_db))
+    return limit(out)
+
+
+def speed(wav: np.ndarray, factor: float) -> np.ndarray:
+    """Faster (factor > 1) and higher, as a tape: round(len(wav) / factor) samples."""
+    import soxr
+
+    if not factor > 0:
+        raise ValueError(f"speed factor {factor} must be positive")
+    return _fit(soxr.resample(np.asarray(wav, np.float32), factor, 1.0, quality="HQ"), round(len(wav) / factor))
+
+
+def pitch(wav: np.ndarray, rate: int, semitones: float) -> np.ndarray:
+    """F0 and formants times 2 ** (semitones / 12), the same number of samples: stretched in time, then speeded."""
+    ratio = 2 ** (semitones / 12)
+    return _fit(speed(stretch(wav, rate, ratio), ratio), len(wav))
+
+
+def stretch(wav: np.ndarray, rate: int, factor: float) -> np.ndarray:
+    """Longer by `factor` at the same pitch, by WSOLA: round(len(wav) * factor) samples.
+
+    Windows of 30 ms are laid down every 15 ms; each is taken, within 10 ms of its place, where it goes on best from the
+    one before (Verhelst and Roelands, 1993).
+    """
+    if not factor > 0:
+        raise ValueError(f"stretch factor {factor} must be positive")
+    source = np.asarray(wav, np.float32)
+    hop, reach = round(0.015 * rate), round(0.010 * rate)
+    length = round(len(source) * factor)
+    window = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # windows a hop apart add up to one
+    padded = np.pad(source, (hop + reach, 3 * hop + 2 * reach))
+    out = np.zeros(length + 4 * hop, np.float32)
+    follows: np.ndarray | None = None
+    for start in range(0, length + hop, hop):
+        # place: first sample of the window in `padded`, whose origin lies hop + reach before the wav
+        place = min(round(start / factor), len(source)) + reach
+        if follows is not None:
+            place += _best_lag(padded[place - reach : place + reach + 2 * hop], follows) - reach
+        out[start : start + 2 * hop] += window * padded[place : place + 2 * hop]
+        follows = padded[place + hop : place + 3 * hop]
+    return out[hop : hop + length]
+
+
+def _best_lag(region: np.ndarray, pattern: np.ndarray) -> int:
+    """Where in `region` the normalised correlation with `pattern` is highest."""
+    pattern = pattern[: min(len(pattern), len(region))]
+    likeness = np.correlate(region, pattern, mode="valid")
+    power = np.cumsum(np.concatenate([[0.0], region.astype(np.float64) ** 2]))
+    norm = np.sqrt(np.maximum(power[len(pattern) :] - power[: -len(pattern)], 1e-8))
+    return int(np.argmax(likeness / norm))
+
+
+def room(rate: int, rt60: float, draw: np.random.Generator, *, direct_db: float = 10.0) -> np.ndarray:
+    """Impulse response: the direct sound (1.0), then noise that falls by 60 dB in `rt60` seconds.
+
+    `direct_db` is the energy of the direct sound over that of all echoes; these begin after 2 ms.
+    """
+    if not rt60 > 0:
+        raise ValueError(f"reverberation time {rt60} s must be positive")
+    times = np.arange(max(2, round(rt60 * rate))) / rate
+    tail = draw.standard_normal(len(times)) * 10 ** (-3 * times / rt60)
+    tail[times < 0.002] = 0.0
+    energy = float(np.sum(tail**2))
+    if energy > 0:
+        tail *= math.sqrt(10 ** (-direct_db / 10) / energy)
+    tail[0] = 1.0
+    return tail.astype(np.float32)
+
+
+def reverb(wav: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The wav in a room, at its own level (root mean square) and length; what rings on past the end is cut."""
+    size = 1 << (len(wav) + len(response) - 2).bit_length()
+    spectrum = np.fft.rfft(np.asarray(wav, np.float64), size) * np.fft.rfft(np.asarray(response, np.float64), size)
+    wet = np.fft.irfft(spectrum, size)[: len(wav)]
+    level = _rms(wet)
+    return (wet * (_rms(wav) / level if level > QUIET else 1.0)).astype(np.float32)
+
+
+def coloured(n_samples: int, rate: int, draw: np.random.Generator, *, colour: str = "white") -> np.ndarray:
+    """Gaussian noise (n_samples,) of root mean square 1 above 20 Hz: white, pink (-3 dB/octave) or brown (-6)."""
+    if colour not in COLOURS:
+        raise ValueError(f"unknown colour {colour!r}; known: {', '.join(COLOURS)}")
+    size = max(2, n_samples)
+    spectrum = np.fft.rfft(draw.standard_normal(size))
+    frequencies = np.fft.rfftfreq(size, 1 / rate)
+    shape = np.maximum(frequencies, LOWEST_HZ) ** (-COLOURS[colour] / 2)
+    if np.any(frequencies >= LOWEST_HZ):
+        shape[frequencies < LOWEST_HZ] = 0.0
+    noise = np.fft.irfft(spectrum * shape, size)[:n_samples]
+    return (noise / max(_rms(noise), QUIET)).astype(np.float32)
+
+
+def babble(others: Sequence[np.ndarray], n_samples: int, draw: np.random.Generator, *, voices: int) -> np.ndarray:
+    """`voices` of the given utterances at once, equally loud, from drawn places and round again; (n_samples,) float32.
+
+    An utterance is taken twice only when there are fewer than `voices`; silent ones are left out.
+    """
+    loud = [np.asarray(one, np.float32) for one in others if _rms(one) > QUIET]
+    crowd = np.zeros(n_samples, np.float32)
+    if not loud:
+        return crowd
+    order = np.resize(draw.permutation(len(loud)), voices)
+    for index in order:
+        voice = np.roll(loud[index], -int(draw.integers(len(loud[index]))))
+        crowd += np.resize(voice, n_samples) / np.float32(_rms(voice))
+    return crowd
+
+
+def mix(wav: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """Wav plus noise of the same length, scaled to this ratio of powers; where either is silent, the wav as it is."""
+    if len(wav) != len(noise):
+        raise ValueError(f"a wav of {len(wav)} samples and noise of {len(noise)} cannot be mixed")
+    signal, background = _rms(wav), _rms(noise)
+    if signal < QUIET or background < QUIET:
+        return np.asarray(wav, np.float32)
+    return (np.asarray(wav) + np.asarray(noise) * (signal / background * 10 ** (-snr_db / 20))).astype(np.float32)
+
+
+def gain(wav: np.ndarray, db: float) -> np.ndarray:
+    """Louder or softer by `db`."""
+    return np.asarray(wav, np.float32) * np.float32(10 ** (db / 20))
+
+
+def limit(wav: np.ndarray) -> np.ndarray:
+    """The wav, turned down as a whole where its peak passes 1: nothing is clipped."""
+    peak = float(np.abs(wav).max(initial=0.0))
+    return wav / np.float32(peak) if peak > 1 else wav
+
+
+def _rms(wav: np.ndarray) -> float:
+    return math.sqrt(float(np.mean(np.square(wav, dtype=np.float64)))) if len(wav) else 0.0
+
+
+def _fit(wav: np.ndarray, length: int) -> np.ndarray:
+    """Cut, or padded with zeros, at the end: resampling ends a sample early or late."""
+    return np.pad(wav[:length], (0, max(0, length - len(wav)))).astype(np.float32, copy=False)

@@ -39,8 +39,8 @@ def write(rows: list[dict[str, object]], path: Path) -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Made by the scripts of `make bench`; each runs alone by the command above its table. One thread, CPU time, sides in turn,",
-        "medians where a row does not say otherwise; results are checked to be equal before they are timed.",
+        "Made by the scripts of `make bench`; each runs alone by the command above its table. One thread, CPU time,",
+        "sides in turn, medians where a row does not say otherwise; results are compared before they are timed.",
         "",
         f"{datetime.date.today()}, {machine()}.",
     ]

@@ -13,6 +13,7 @@ from reference_encoders import CHECKPOINTS, model_of, tiny, wav_of
 from torch import Tensor
 
 from unitkit.encoders import FILTERBANKS, batching, plain
+from unitkit.quantizers import KMeans
 
 N_UNITS = 100
 LONGEST = 10 * 16000  # in every batch, so that all others are padded, most of them a lot
@@ -34,12 +35,13 @@ def centroids_of(encoder: Any) -> Tensor:
 def test_batched_equals_alone(name: str) -> None:
     encoder = tiny(name)
     centroids = centroids_of(encoder)
-    frames = 0
+    quantizer = KMeans(centroids[None], torch.zeros(encoder.dim), torch.ones(encoder.dim))
+    frames = recomputed = 0
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(more=st.lists(st.integers(0, 160_000), min_size=1, max_size=5), seed=st.integers(0, 99))
     def check(more: list[int], seed: int) -> None:
-        nonlocal frames
+        nonlocal frames, recomputed
         lengths = [*(encoder.min_samples + n for n in more), LONGEST]
         wavs = [wav_of(length, seed + place) for place, length in enumerate(lengths)]
         for wav, found in zip(wavs, encoder.batch(wavs, max_frames=10**6), strict=True):
@@ -47,11 +49,13 @@ def test_batched_equals_alone(name: str) -> None:
             assert found.dtype == torch.float32 and not found.is_inference() and found.shape == alone.shape
             error = (found - alone).norm(dim=1) / alone.norm(dim=1)
             assert error.max() < 1e-5
-            assert torch.equal(units(found, centroids), units(alone, centroids))
-            frames += len(found)
+            # Close calls, which this error might turn, are computed again alone by the tokenizer; no other may change.
+            decided = ~quantizer.undecided(found, relative=1e-5)
+            assert torch.equal(quantizer.assign(found)[decided], quantizer.assign(alone)[decided])
+            frames, recomputed = frames + len(found), recomputed + int((~decided).sum())
 
     check()
-    assert frames >= FRAMES
+    assert frames >= FRAMES and recomputed < 0.01 * frames
 
 
 def padded_by_transformers(name: str, wavs: list[np.ndarray]) -> Tensor:

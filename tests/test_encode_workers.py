@@ -106,7 +106,7 @@ def test_a_worker_that_dies_names_its_shard_and_a_rerun_goes_on(
         for child in multiprocessing.active_children()[:1]:
             os.kill(child.pid or 0, signal.SIGKILL)
 
-    with pytest.raises(ShardError, match=r"SIGKILL.*of memory.*(shard \d+/16|first shard).*same command goes on"):
+    with pytest.raises(ShardError, match=r"SIGKILL.*of memory.*(shard \d+/\d+|first shard).*same command goes on"):
         encode_parallel(LOADER, rows, tmp_path / "u.jsonl", workers=2, on_progress=shoot)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "u.jsonl").exists()

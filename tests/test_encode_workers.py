@@ -220,7 +220,7 @@ def test_ctrl_c_stops_all_workers_and_a_rerun_goes_on(rows: list[Utterance], tmp
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet(), start_new_session=True
     )
     deadline = time.monotonic() + 60
-    while not list(folder_of(out).glob("*.partial")) and time.monotonic() < deadline:
+    while not list(folder_of(out).glob("*.jsonl*")) and time.monotonic() < deadline:  # finished or begun
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     began = time.monotonic()

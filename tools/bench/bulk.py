@@ -21,15 +21,18 @@ TARGET = 1.8
 
 def main() -> None:
     """Both tokenizers, one and two processes in turn."""
-    args = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    made.add_argument("--turns", type=int, default=3, help="runs of each side; medians are shown")
+    args = made.parse_args()
+    turns = 1 if args.quick else args.turns
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         heavy = folder / "tokenizer"
         make_tokenizer(heavy, small=args.quick)
         name = "random small HuBERT" if args.quick else "random HuBERT-base, layer 6"
         rows = [
-            compare("bundled MFCC", None, folder, copies=1 if args.quick else 100, repeats=1 if args.quick else 3),
-            compare(name, heavy, folder, copies=1 if args.quick else 4, repeats=1 if args.quick else 3),
+            compare("bundled MFCC", None, folder, copies=1 if args.quick else 60, repeats=turns),
+            compare(name, heavy, folder, copies=1 if args.quick else 3, repeats=turns),
         ]
         report(rows, args.json)
 
@@ -71,7 +74,7 @@ def compare(name: str, tokenizer: Path | None, folder: Path, *, copies: int, rep
         raise SystemExit(f"{name}: one and two processes do not write the same bytes")
     one, two = (statistics.median(seconds[workers]) for workers in (1, 2))
     return Row(
-        work=f"bulk encoding, {name}, {hours:.2f} h of audio, wall time",
+        work=f"bulk encoding, {name}, {hours:.2f} h of audio, wall time, turns: {repeats}",
         ours=f"2 processes {two:.1f} s ({hours * 3600 / two:.0f} h/h)",
         peer=f"1 process {one:.1f} s ({hours * 3600 / one:.0f} h/h)",
         ratio=one / two,

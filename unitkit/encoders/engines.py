@@ -64,7 +64,7 @@ def _covers(engine: str, config: Any) -> bool:
     if config.model_type not in WAVEFORM:
         return False
     if engine == "fast":
-        from unitkit.encoders import fast
+        import unitkit.encoders.fast as fast
 
         return fast.supports(config)
     return True

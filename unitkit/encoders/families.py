@@ -7,7 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from unitkit.encoders import engines, plain
+import unitkit.encoders.engines as engines
+import unitkit.encoders.plain as plain
 from unitkit.encoders.batching import padded_rows
 from unitkit.encoders.blocks import Moments, chunks, padded
 from unitkit.encoders.filterbanks import BLOCK_FRAMES, FIELD, HOP, JSON, log_mel_blocks, whisper_log_mels

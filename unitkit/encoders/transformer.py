@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from unitkit.encoders import engines
+import unitkit.encoders.engines as engines
 from unitkit.encoders.batching import buckets, frames_that_fit
 from unitkit.encoders.blocks import slices, windows
 from unitkit.encoders.filterbanks import JSON, OpenWav, Wav, WavEncoder

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unitkit.pickled import values
+import unitkit.pickled.values as values
 from unitkit.pickled.machine import DAMAGE, Budget, Buffer, Load, Machine, Name, PickledError, Source
 from unitkit.pickled.values import STORAGES, Storage
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitkit.quantizers import lloyd, nearest
+import unitkit.quantizers.lloyd as lloyd
+import unitkit.quantizers.nearest as nearest
 from unitkit.quantizers.errors import QuantizerError
 from unitkit.quantizers.nearest import Nearest, foldable, standardized
 from unitkit.quantizers.repair import repaired, summary

@@ -4,6 +4,7 @@ HuBERT's iterations are runs of this recipe.  The first takes MFCC units; the ne
 was fitted on a layer of the last (`unitkit fit` with features=<out>), or of any other encoder, such as Whisper's.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from unitkit import config as configs
 from unitkit import data
+from unitkit.augment import Augment, augment, speed
 from unitkit.manifest import Utterance, read_manifest
 from unitkit.models import lm
 from unitkit.models.ssl import dinosr as dino
@@ -51,6 +53,8 @@ class DataConfig:
     min_seconds: float = 0.5  # shorter recordings are left out
     workers: int = 0
     cache_mb: int = 2048  # audio kept in memory
+    augment: float = 0.0  # share of the training crops that are changed; what teaches stays that of the clean speech
+    changes: Augment = field(default_factory=Augment)  # what may happen to these
     dev_utterances: int = 64  # validated on, evenly spread over the dev set; 0 = all
 
 
@@ -144,6 +148,7 @@ class Crops(Dataset):
     ) -> None:
         """`hop` and `field` are the model's; with `whole` an utterance is one item, cropped from its start."""
         self.hop, self.field, self.seed, self.whole = hop, field, seed, whole
+        self.share, self.changes = 0.0 if whole else config.augment, config.changes
         self.cache = data.AudioCache(RATE, limit_bytes=config.cache_mb << 20)
         self.max_frames = int(config.max_seconds * RATE / hop)
         lengths = [(row, self._frames(row.utterance)) for row in rows]
@@ -175,18 +180,25 @@ class Crops(Dataset):
         epoch, item = key
         index = self.items[item]
         random = np.random.default_rng([self.seed, epoch, item])
-        total = int(self.frames[index])
+        changed = random.random() < self.share
+        factor = random.uniform(*self.changes.speed_factor) if changed and random.random() < self.changes.speed else 1.0
+        total = max(1, int(self.frames[index] / factor))
         n_frames = min(total, self.max_frames)
         start = 0 if self.whole else int(random.integers(total - n_frames + 1))
-        return self._crop(self.rows[index], start, n_frames, where=float(random.random()))
+        crop = self._crop(self.rows[index], start, n_frames, factor=factor, where=float(random.random()))
+        return replace(crop, wav=self._changed(crop.wav, random)) if changed else crop
 
-    def _crop(self, row: Taught, start: int, n_frames: int, *, where: float) -> Crop:
-        wanted = (n_frames - 1) * self.hop + self.field
-        wav = self.cache.read(row.utterance, start * self.hop, wanted)
-        if wanted - len(wav) > data.SLACK_SECONDS * RATE:
-            raise data.DataError(f"{row.utterance.id}: its audio is shorter than the manifest's duration")
-        wav = np.pad(wav, (0, wanted - len(wav)))
-        seconds = (start + n_frames) * self.hop / RATE
+    def _changed(self, wav: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Whatever leaves every sound in its place; speed is dealt with where the crop is cut."""
+        most = self.changes.babble_voices[1] if self.changes.babble else 0
+        others = [self.rows[int(i)].utterance for i in random.integers(len(self.rows), size=most)]
+        voices = [self.cache.read(other, 0, len(wav)) for other in others]
+        return augment(wav, RATE, random, config=replace(self.changes, speed=0.0), others=voices)
+
+    def _crop(self, row: Taught, start: int, n_frames: int, *, factor: float, where: float) -> Crop:
+        """Frames `start` and on of the utterance spoken `factor` times as fast, with the units of these frames."""
+        wav = self._spoken(row, start, n_frames, factor)
+        seconds = (start + n_frames) * self.hop * factor / RATE
         columns = []
         for ids, rate_hz in row.units:
             if seconds - len(ids) / rate_hz > data.SLACK_SECONDS:
@@ -194,9 +206,18 @@ class Crops(Dataset):
                     f"{row.utterance.id}: its units last {len(ids) / rate_hz:.2f} s, its audio {seconds:.2f} s "
                     "or more; encode again, or check the manifest's start and duration"
                 )
-            columns.append(units_at(ids, start, n_frames, ratio=rate_hz * self.hop / RATE))
+            columns.append(units_at(ids, start, n_frames, ratio=factor * rate_hz * self.hop / RATE))
         units = np.concatenate(columns, axis=1) if columns else np.zeros((n_frames, 0), np.int64)
         return Crop(wav, units, where)
+
+    def _spoken(self, row: Taught, start: int, n_frames: int, factor: float) -> np.ndarray:
+        wanted = (n_frames - 1) * self.hop + self.field
+        source = math.ceil(wanted * factor)
+        wav = self.cache.read(row.utterance, round(start * self.hop * factor), source)
+        if source - len(wav) > data.SLACK_SECONDS * RATE:
+            raise data.DataError(f"{row.utterance.id}: its audio is shorter than the manifest's duration")
+        wav = wav if factor == 1 else speed(wav, factor)[:wanted]
+        return np.pad(wav, (0, wanted - len(wav)))
 
     def collate(self, crops: Sequence[Crop]) -> Batch:
         """Wavs (batch, samples) and units (batch, frames, targets), cut to the shortest."""

@@ -239,3 +239,43 @@ def test_the_paper_sizes_by_name():
     for objective, paper in module.PAPERS.items():
         variant = ["objective=dinosr", "dinosr.variant=spidr"] if objective == "spidr" else [f"objective={objective}"]
         assert load(module.Config, None, ["size=paper", *variant]).settings is paper
+
+
+def test_units_go_with_the_sound_at_any_speed(tmp_path):
+    """A ramp tells where a sample was taken from, and a unit that is its frame's number must name the same place."""
+    seconds, rate = 6, 16000
+    audio.write(tmp_path / "ramp.wav", np.linspace(-0.9, 0.9, seconds * rate, dtype=np.float32), rate)
+    row = Utterance("ramp", str(tmp_path / "ramp.wav"), duration=float(seconds))
+    taught = recipe().Taught(row, ((np.arange(seconds * 50, dtype=np.int32), 50.0),))
+    changes = recipe().Augment(speed=1.0, speed_factor=(0.7, 1.4), pitch=0, reverb=0, noise=0, babble=0, gain=0)
+    config = recipe().DataConfig(augment=0.5, changes=changes, max_seconds=2.0)
+    pieces = recipe().Crops([taught], config, hop=320, field=400, seed=0)
+    factors = []
+    for epoch in range(20):
+        crop = pieces[epoch, 0]
+        assert np.array_equal(crop.wav, pieces[epoch, 0].wav) and len(crop.wav) == 99 * 320 + 400
+        frames = np.arange(5, 95)
+        places = (crop.wav[frames * 320] + 0.9) / 1.8 * seconds * 50
+        assert np.abs(places - crop.units[frames, 0]).max() < 1.1  # a frame, and what rounding down leaves
+        factors.append(float(np.polyfit(frames, places, 1)[0]))
+    plain = [factor for factor in factors if abs(factor - 1) < 0.01]
+    assert 3 <= len(plain) <= 17 and min(factors) < 0.9 and max(factors) > 1.1
+
+
+def test_augmented_crops_keep_their_units(corpus):
+    """All changes but speed leave length and units alone, and do change the wav; dev crops are never changed."""
+    _, rows = recipe().read_taught(corpus["train_manifest"], [corpus["train_units"]])
+    clean = recipe().DataConfig(max_seconds=1.0)
+    noisy = recipe().DataConfig(
+        max_seconds=1.0, augment=1.0, changes=recipe().Augment(speed=0.0, noise=1.0, babble=1.0)
+    )
+    for whole in (False, True):
+        ours, plain = (recipe().Crops(rows, one, hop=320, field=400, seed=0, whole=whole) for one in (noisy, clean))
+        for item in range(len(ours)):
+            one, other = ours[3, item], plain[3, item]
+            assert one.wav.shape == other.wav.shape and one.wav.dtype == np.float32
+            if whole:
+                assert np.array_equal(one.wav, other.wav) and np.array_equal(one.units, other.units)
+                continue
+            assert len(one.units) == len(other.units)
+            assert not np.allclose(one.wav, other.wav, atol=1e-3)

@@ -19,7 +19,7 @@ from unitkit.audio import AudioError
 from unitkit.encoders import load_encoder
 from unitkit.manifest import Utterance, write_manifest
 from unitkit.quantizers import KMeans, QuantizerError
-from unitkit.tokenizer import Tokenizer, TokenizerError
+from unitkit.tokenizer import Tokenizer, TokenizerError, core, files
 from unitkit.units import FingerprintError, Units, UnitsHeader
 
 RATE = 16000
@@ -398,7 +398,7 @@ def test_one_bit_of_any_tensor_changes_the_fingerprint(mfcc: Tokenizer) -> None:
 
 
 def test_conventions_count(mfcc: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tokenizer.CONVENTIONS, "channels", "left")
+    monkeypatch.setitem(core.CONVENTIONS, "channels", "left")
     assert Tokenizer(mfcc.encoder, mfcc.quantizer, recipe={}).fingerprint != mfcc.fingerprint
 
 
@@ -572,7 +572,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_old(
         raise OSError("disk full")
 
     mfcc.save(tmp_path / "tok")
-    monkeypatch.setattr(tokenizer, "serialize", full)
+    monkeypatch.setattr(core, "serialize", full)
     for name in ("tok", "new"):
         with pytest.raises(OSError, match="disk full"):
             mfcc.save(tmp_path / name)
@@ -583,7 +583,7 @@ def test_a_failed_save_leaves_nothing_and_keeps_the_old(
 def test_bundled_ones_go_by_name_and_unknown_names_list_them(
     mfcc: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(files, "BUNDLED", tmp_path / "bundled")
     mfcc.save(tmp_path / "bundled" / "mini")
     assert tokenizer.bundled() == ["mini"]
     assert Tokenizer.load("mini").fingerprint == mfcc.fingerprint

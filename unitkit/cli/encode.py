@@ -27,12 +27,21 @@ def fit(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory of the new tokenizer.")],
     features: Annotated[
-        str, typer.Option(help="mfcc, logmel, a known SSL name, a hub id, or a local directory.")
-    ] = "mfcc",
+        str | None, typer.Option(help="mfcc (the default), logmel, a known SSL name, a hub id, or a directory.")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer of an SSL encoder, 1-based (0 = its input).")] = None,
-    units: Annotated[int, typer.Option("--units", "-k", help="Units per codebook.")] = 100,
-    codebooks: Annotated[int, typer.Option(help="Codebooks (with --kind residual or product).")] = 1,
-    kind: Annotated[str, typer.Option(help="plain, residual or product.")] = "plain",
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the encoder's weights to float16 first: half the bytes on disk.")
+    ] = False,
+    encoder_of: Annotated[
+        str | None,
+        typer.Option(help="Take encoder and layer of this tokenizer (directory or bundled name) and share its files."),
+    ] = None,
+    units: Annotated[int | None, typer.Option("--units", "-k", help="Units per codebook, by default 100.")] = None,
+    codebooks: Annotated[
+        int | None, typer.Option(help="Codebooks, by default 1 (more with --kind residual or product).")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="plain (the default), residual or product.")] = None,
     standardize: Annotated[
         bool, typer.Option(help="Scale every dimension to unit variance first; without, centroids fit peers' formats.")
     ] = True,
@@ -44,13 +53,15 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different tokenizer at --out.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Fit a tokenizer: encoder features, then k-means.
+    """Fit a tokenizer: encoder features, then k-means; features with a codebook of their own need no fit.
 
     Examples:
 
       unitkit fit recordings/ -o exp/tok --features logmel -k 200
 
       unitkit fit train.jsonl -o exp/tok --features facebook/hubert-base-ls960 --layer 6 -k 100
+
+      unitkit fit train.jsonl -o exp/tok-500 --encoder-of exp/tok -k 500
     """
     from unitkit.pipeline import tokenizer_facts
     from unitkit.tokenizer import Tokenizer
@@ -67,8 +78,10 @@ def fit(
             ticking(found, advance),
             features=features,
             layer=layer,
+            half=half,
+            encoder_of=encoder_of,
             units=units,
-            codebooks=codebooks if kind != "plain" or codebooks == 1 else _refuse_plain(codebooks),
+            codebooks=codebooks,
             kind=kind,
             standardize=standardize,
             max_frames=max_frames,
@@ -76,7 +89,7 @@ def fit(
             device=device,
             on_error=None if strict else on_error,
         )
-    tokenizer.save(out, overwrite=overwrite)
+    tokenizer.save(out, overwrite=overwrite, encoder_of=encoder_of)
     console.print(table(f"tokenizer {tokenizer.fingerprint}", {"directory": out, **tokenizer_facts(tokenizer)}))
     finish(bad)
 
@@ -186,9 +199,7 @@ def _tell_of_windows(loader: "Loader", given: "Sequence[Utterance]") -> None:
     tok = loader.load()
     window = tok.window_s
     if window is None:
-        console.print(
-            "long recordings were read in blocks, which changes no unit: a frame sees little audio beside its own"
-        )
+        console.print("long recordings were read in blocks, which changes no unit")
         return
     long = [u for u in given if (u.duration or 0.0) > window]
     line = f"{len(long)} recording(s) longer than {window:g} s were encoded in windows"
@@ -237,7 +248,3 @@ def merge(
         done = f"{summary.kept} utterances, merged before; no shards are left"
     console.print(f"{out}: {done}, {len(summary.bad)} bad", soft_wrap=True)
     finish([(u.audio, reason) for u, reason in summary.bad])
-
-
-def _refuse_plain(codebooks: int) -> int:
-    raise ValueError(f"--codebooks {codebooks} needs --kind residual or --kind product, not plain")

@@ -1,12 +1,11 @@
-"""Verbs on models: vocode, score, report."""
+"""Verbs on speech made from units: vocode, report."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from unitkit.cli.show import Device, app, console, errors, progress
+from unitkit.cli.show import Device, app, console, progress
 
 
 @app.command()
@@ -49,45 +48,6 @@ def vocode(
             on_progress=lambda _: advance(1),
         )
     console.print(f"{out}/manifest.jsonl: {done} utterances", soft_wrap=True)
-
-
-@app.command()
-def score(
-    systems: Annotated[list[Path], typer.Argument(help="Synthesis directories (with manifest.jsonl).")],
-    reference: Annotated[Path, typer.Option(help="Manifest of the original recordings.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Scores, one JSON line each; rows are replaced by name.")],
-    control: Annotated[Path | None, typer.Option(help="Synthesis directory of the shuffled control.")] = None,
-    reference_units: Annotated[
-        Path | None, typer.Option(help="Units of the originals, for the unit error rate.")
-    ] = None,
-    metrics: Annotated[str, typer.Option(help="Comma-separated; all = every metric that is installed.")] = "all",
-    recognizer: Annotated[
-        str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")
-    ] = "auto",
-    lang: Annotated[str, typer.Option(help="Language of the transcripts.")] = "en",
-    split: Annotated[str, typer.Option(help="Name of the split in the score rows.")] = "test",
-) -> None:
-    """Score syntheses against the originals: WER, mel, MCD, F0, speaker, MOS, unit error rate, each with a control.
-
-    Example:
-
-      unitkit score exp/synth/frames --control exp/synth/shuffled --reference data/test.jsonl -o exp/scores.jsonl
-    """
-    from unitkit.metrics.score import score_directories, table
-
-    rows = score_directories(
-        systems,
-        reference,
-        control=control,
-        reference_units=reference_units,
-        metrics=metrics,
-        recognizer=recognizer,
-        lang=lang,
-        split=split,
-        out=out,
-        note=lambda text: errors.print(f"[dim]{escape(text)}[/]"),
-    )
-    console.print(table(rows))
 
 
 @app.command()

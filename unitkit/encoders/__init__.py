@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from unitkit.encoders.checkpoints import MODELS, load_transformer
+from unitkit.encoders.convolutional import is_objective, load_convolutions
 from unitkit.encoders.engines import FLOAT32, Arithmetic
 from unitkit.encoders.filterbanks import FILTERBANKS, JSON, FilterbankEncoder, OpenWav, Wav
 
@@ -37,12 +38,14 @@ class Encoder(Protocol):
     """What a tokenizer needs of its features; dim is their size, rate_hz frames per second.
 
     `exact_context`: a frame depends on no sample further than this from its own hop; None where it depends on all.
+    `codebooks` (codebooks, n_units, dim): units learned with the features, each codebook of its part of them, or None.
     """
 
     sample_rate: int
     dim: int
     min_samples: int
     exact_context: int | None
+    codebooks: Tensor | None
 
     @property
     def rate_hz(self) -> float:
@@ -78,14 +81,16 @@ def load_encoder(
     device: str = "cpu",
     precision: str = "float32",
     engine: str = "auto",
+    half: bool = False,
 ) -> Encoder:
-    """Encoder by name ("mfcc", "logmel", a key of MODELS), hub id or local directory.
+    """Encoder by name ("mfcc", "logmel", a key of MODELS), hub id or local directory, vq-wav2vec's among them.
 
     `layer` counts from 1 (0 = input of the first layer); by default the layer a saved encoder was cut at, else the
     middle one, where phone information peaks in most models. `padding`: "none", "center" (see above) or, for Whisper,
     "full". `precision`: "float32", "bfloat16" or, on OpenVINO, "int8". `engine`: "plain" (transformers' own modules),
     "fast" or "openvino" (waveform models on a CPU; the weights are held twice), or "auto", the fast one where it
-    covers the model. Raises ValueError for what is unknown or does not go together.
+    covers the model. `half` rounds the weights to what float16 holds, so that `save` writes half the bytes; arithmetic
+    stays as it is. Raises ValueError for what is unknown or does not go together.
     """
     name = os.fspath(features)
     arithmetic = Arithmetic(precision, engine)
@@ -96,6 +101,9 @@ def load_encoder(
             raise ValueError(
                 f"{name} has no model to run in {precision} on engine {engine!r}; leave precision and engine out"
             )
+        if half:
+            raise ValueError(f"{name} has no weights to be rounded to half precision; leave half (--half) out")
         kind, rate_hz = FILTERBANKS[name]
         return FilterbankEncoder(kind, rate_hz, padding=padding).to(device)
-    return load_transformer(name, layer=layer, padding=padding, arithmetic=arithmetic).to(device)
+    load = load_convolutions if is_objective(name) else load_transformer
+    return load(name, layer=layer, padding=padding, arithmetic=arithmetic, half=half).to(device)

@@ -3,7 +3,7 @@
 Everything downstream sees the same chunks however a recording was cut into blocks, so its features are the same bits.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -87,6 +87,15 @@ def windows(n_frames: int, window: int, context: int) -> Iterator[tuple[int, int
     step = window - 2 * context
     for kept in range(0, n_frames, step):
         yield min(max(0, kept - context), n_frames - window), kept, min(kept + step, n_frames)
+
+
+def hop_and_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """Hop and receptive field in samples of stacked convolutions."""
+    hop, field = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        field += (kernel - 1) * hop
+        hop *= stride
+    return hop, field
 
 
 class Moments:

@@ -10,7 +10,8 @@ import torch
 from unitkit.encoders.engines import Arithmetic
 from unitkit.encoders.families import BertEncoder, WaveformEncoder, WhisperEncoder
 from unitkit.encoders.filterbanks import FILTERBANKS
-from unitkit.encoders.transformer import Cut, TransformerEncoder, quiet_transformers
+from unitkit.encoders.transformer import Cut, TransformerEncoder, canonical_names, quiet_transformers
+from unitkit.encoders.weights import round_to_half
 
 MODELS = {  # short name -> hub id; any other hub id or local directory works as well
     "hubert-base": "facebook/hubert-base-ls960",
@@ -52,7 +53,10 @@ FAMILIES = {
 }
 
 
-def load_transformer(name: str, *, layer: int | None, padding: str, arithmetic: Arithmetic) -> TransformerEncoder:
+def load_transformer(
+    name: str, *, layer: int | None, padding: str, arithmetic: Arithmetic, half: bool = False
+) -> TransformerEncoder:
+    """The encoder of a checkpoint, cut at `layer`; see `load_encoder`."""
     source = _locate(name)
     with quiet_transformers(local=os.path.isdir(source)):
         config = _read_config(source)
@@ -62,6 +66,8 @@ def load_transformer(name: str, *, layer: int | None, padding: str, arithmetic: 
         chosen = _choose_layer(config, family, layer, source)
         _cut_config(config, family, chosen)
         model = _read_model(source, config, family)
+        if half:
+            round_to_half(canonical_names(model.state_dict()), source)
         preprocessor = _read_preprocessor(source)
     return family.encoder(Cut(model, chosen, source, preprocessor), padding=padding, arithmetic=arithmetic)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import unitkit.encoders.engines as engines
 import unitkit.encoders.plain as plain
 from unitkit.encoders.batching import padded_rows
-from unitkit.encoders.blocks import Moments, chunks, padded
+from unitkit.encoders.blocks import Moments, chunks, hop_and_field, padded
 from unitkit.encoders.filterbanks import BLOCK_FRAMES, FIELD, HOP, JSON, log_mel_blocks, whisper_log_mels
 from unitkit.encoders.group_norm import WindowSums
 from unitkit.encoders.transformer import Cut, Norm, Samples, Survey, TransformerEncoder
@@ -31,7 +31,7 @@ class WaveformEncoder(TransformerEncoder):
         by_style = getattr(self.config, "feat_extract_norm", "layer") != "group"
         self.normalize = bool(cut.preprocessor.get("do_normalize", by_style))
         self.sample_rate = cut.preprocessor.get("sampling_rate", 16000)
-        self.hop, self.field = _hop_and_field(self.config.conv_kernel, self.config.conv_stride)
+        self.hop, self.field = hop_and_field(self.config.conv_kernel, self.config.conv_stride)
         self.pad = (self.field - self.hop) // 2 if padding == "center" else 0
         self.min_samples = self.field - 2 * self.pad
         self.grouped = isinstance(self.model.feature_extractor.conv_layers[0].layer_norm, nn.GroupNorm)
@@ -205,12 +205,3 @@ class WhisperEncoder(TransformerEncoder):
         from transformers import WhisperFeatureExtractor
 
         return WhisperFeatureExtractor(feature_size=self.config.num_mel_bins)
-
-
-def _hop_and_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
-    """Hop and receptive field in samples of stacked convolutions."""
-    hop, field = 1, 1
-    for kernel, stride in zip(kernels, strides, strict=True):
-        field += (kernel - 1) * hop
-        hop *= stride
-    return hop, field

@@ -38,6 +38,7 @@ class WavEncoder:
     paddings: tuple[str, ...] = ("none",)
     exact_context: int | None = None
     device: torch.device = torch.device("cpu")
+    codebooks: Tensor | None = None
 
     @property
     def rate_hz(self) -> float:

@@ -1,6 +1,5 @@
 """Transformers speech models as encoders: settings, windows over long recordings, and padded batches of short ones."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 import unitkit.encoders.engines as engines
 from unitkit.encoders.batching import buckets, frames_that_fit
 from unitkit.encoders.blocks import slices, windows
 from unitkit.encoders.filterbanks import JSON, OpenWav, Wav, WavEncoder
+from unitkit.encoders.weights import digest, write_weights
 
 WINDOW_SECONDS, CONTEXT_SECONDS = 60, 4  # long recordings: window, and the context dropped at each joint
 
@@ -107,23 +106,15 @@ class TransformerEncoder(WavEncoder):
     @cached_property
     def weights(self) -> str:
         """sha256 over name, shape and float32 bytes of every parameter and buffer used."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(_canonical_names(self.model.state_dict()).items()):
-            digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return digest(canonical_names(self.model.state_dict()))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and preprocessor_config.json of the cut model."""
         self.config.unitkit_layer = self.layer  # the default layer of a reload
-        weights = {
-            name: tensor.cpu().contiguous() for name, tensor in _canonical_names(self.model.state_dict()).items()
-        }
         with quiet_transformers(local=True):
             self.config.save_pretrained(directory)
             self._feature_extractor().save_pretrained(directory)
-        # Bytes first: save_file makes a file that only its owner may read.
-        Path(directory, "model.safetensors").write_bytes(serialize(weights, metadata={"format": "pt"}))
+        write_weights(canonical_names(self.model.state_dict()), Path(directory, "model.safetensors"))
 
     def to(self, device: str | torch.device) -> Self:
         """Move to a device and return the encoder."""
@@ -248,7 +239,7 @@ def _architecture(config: Any) -> dict[str, JSON]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 
-def _canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def canonical_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Old and new torch name the two halves of a weight norm differently; the hash must not see it."""
     renamed = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     result = {}

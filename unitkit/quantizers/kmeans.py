@@ -34,7 +34,7 @@ class KMeans:
         self._stages: list[Nearest] = []
         self._made_of: list[tuple[int, int]] = []
         self._as_is = False  # whether standardising changes nothing
-        _check_layout(kind, self.codebooks, self.dim)
+        check_layout(kind, self.codebooks, self.dim)
         if part * (self.codebooks if kind == "product" else 1) != self.dim:
             raise QuantizerError(f"centroids of {part} dimensions do not fit {self.dim}-dimensional features ({kind})")
 
@@ -69,7 +69,7 @@ class KMeans:
             raise QuantizerError(f"{n_units} units cannot be fitted to {len(frames)} frames: give more data")
         if init not in INITS:
             raise QuantizerError(f"unknown init {init!r}; known: {', '.join(INITS)}")
-        _check_layout(kind, codebooks, frames.shape[1])
+        check_layout(kind, codebooks, frames.shape[1])
         started, where = time.monotonic(), _where(device)
         mean, variance = _moments(torch.from_numpy(frames))
         std = _usable_std(mean, variance) if standardize else torch.ones(len(mean))
@@ -105,6 +105,12 @@ class KMeans:
             "per_codebook": report,
         }
         return model
+
+    @classmethod
+    def of_codebooks(cls, books: Tensor) -> Self:
+        """Learned codebooks (codebooks, n_units, dim), each for its own part of the features, taken as they are."""
+        zeros = torch.zeros(books.shape[0] * books.shape[2], device=books.device)
+        return cls(books, zeros, torch.ones_like(zeros), kind="product")
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +234,8 @@ class KMeans:
         return cls(state["centroids"], state["mean"], state["std"], kind=settings["kind"])
 
 
-def _check_layout(kind: str, codebooks: int, dim: int) -> None:
+def check_layout(kind: str, codebooks: int, dim: int) -> None:
+    """Raise QuantizerError for an unknown kind, or one that cannot have so many codebooks of `dim` dimensions."""
     if kind not in KINDS:
         raise QuantizerError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
     if codebooks < 1 or (kind == "plain" and codebooks > 1):

@@ -10,10 +10,10 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from unitkit import config as configs
+from unitkit.encoders.convolutional import CONFIG, WEIGHTS
 from unitkit.models.ssl.blocks import SslError
 
 C = TypeVar("C")
-CONFIG, WEIGHTS = "objective.yaml", "objective.safetensors"
 
 
 class Stored(nn.Module, Generic[C]):

@@ -9,24 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unitkit.encoders.blocks import hop_and_field
+from unitkit.encoders.convolutional import QUANTIZERS as QUANTIZERS
+from unitkit.encoders.convolutional import ConvConfig, ConvEncoder
 from unitkit.models.ssl.blocks import Losses, SslError, straight_through
 from unitkit.models.ssl.storage import Stored
 from unitkit.quantizers import KMeans
 
-QUANTIZERS = ("kmeans", "gumbel")
-
 
 @dataclass(frozen=True)
-class VqConfig:
+class VqConfig(ConvConfig):
     """Encoder, quantizer, causal context and predictions; the defaults are the small size (k-means learns fastest)."""
 
-    quantizer: str = "kmeans"
-    dim: int = 64
-    kernels: tuple[int, ...] = (10, 8, 4, 4, 4)
-    strides: tuple[int, ...] = (5, 4, 2, 2, 2)  # 100 Hz at 16 kHz
     context_kernels: tuple[int, ...] = (3,) * 7
-    groups: int = 2
-    codes: int = 32  # of each group; the groups share one codebook
     steps: int = 8  # frames ahead that are predicted
     negatives: int = 10  # from the same utterance
     dropout: float = 0.0
@@ -38,10 +33,10 @@ class VqConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        if self.quantizer not in QUANTIZERS:
-            raise SslError(f"quantizer {self.quantizer!r} is unknown; known: {', '.join(QUANTIZERS)}")
-        if self.dim % self.groups or len(self.kernels) != len(self.strides):
-            raise SslError(f"dim {self.dim} must be a multiple of groups {self.groups}, with a stride for each kernel")
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise SslError(str(error)) from error
 
 
 PAPER = VqConfig(
@@ -122,7 +117,7 @@ class GumbelCodes(nn.Module):
         return Quantized(features, codes, c.diversity * (limit - soft) / limit, logs)
 
 
-class ConvEncoder(nn.Module):
+class Convolutions(nn.Module):
     """Wav (batch, samples) to features (batch, dim, frames), compressed by log(1 + |x|)."""
 
     def __init__(self, config: VqConfig) -> None:
@@ -194,7 +189,10 @@ def contrastive_loss(
 
 
 class VqWav2Vec(Stored[VqConfig]):
-    """Encoder, quantizer, context and predictions; `units` gives the codes of a wav."""
+    """Encoder, quantizer, context and predictions; `units` gives the codes of a wav.
+
+    A directory that `save` wrote is an encoder to `load_encoder`, and to `Tokenizer.fit` all of a tokenizer.
+    """
 
     schema = VqConfig
     sample_rate = 16000
@@ -202,9 +200,8 @@ class VqWav2Vec(Stored[VqConfig]):
     def __init__(self, config: VqConfig) -> None:
         super().__init__(config)
         self.codes = (config.codes,) * config.groups
-        self.hop = math.prod(config.strides)
-        self.field = 1 + sum((kernel - 1) * math.prod(config.strides[:i]) for i, kernel in enumerate(config.kernels))
-        self.encoder = ConvEncoder(config)
+        self.hop, self.field = hop_and_field(config.kernels, config.strides)
+        self.encoder = Convolutions(config)
         self.quantizer = KmeansCodes(config) if config.quantizer == "kmeans" else GumbelCodes(config)
         self.context = Context(config)
         self.predictor = nn.Conv1d(config.dim, config.steps * config.dim, 1)
@@ -249,14 +246,11 @@ class VqWav2Vec(Stored[VqConfig]):
         """The k-means quantizer as the tokenizer's: its units of `features` are the codes that `units` gives."""
         if not isinstance(self.quantizer, KmeansCodes):
             raise SslError("only the k-means quantizer compares features with centroids")
-        books = self.quantizer.centroids.detach().expand(self.config.groups, -1, -1)
-        zeros = torch.zeros(self.config.dim, device=books.device)
-        return KMeans(books.contiguous(), zeros, torch.ones_like(zeros), kind="product")
+        return KMeans.of_codebooks(self.quantizer.centroids.detach().expand(self.config.groups, -1, -1).contiguous())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def units(self, wav: Tensor) -> Tensor:
-        """Codes of a wav (samples,): (frames, groups), in evaluation mode whatever the mode of the module."""
-        training, device = self.training, next(self.parameters()).device
-        codes = self.eval().quantizer(self.encoder(wav[None].to(device)), self.temperature).codes[0]
-        self.train(training)
-        return codes
+        """Codes of a wav (samples,) of any length: (frames, groups), those of a tokenizer made of the objective."""
+        encoder = ConvEncoder(self.config, self.state_dict())
+        assert encoder.codebooks is not None
+        return KMeans.of_codebooks(encoder.codebooks).assign(encoder(wav)).view(-1, self.config.groups)

@@ -1,51 +1,37 @@
-"""The tokenizer: encoder, quantizer and conventions in one artefact, named by the fingerprint of all that makes units.
-
-The fingerprint is the first 12 hex digits of the sha256 of canonical JSON: the encoder's settings (with a hash of its
-weights), the quantizer's settings and tensors, and the conventions below.  Where a tokenizer lies, who fitted it and
-on what is kept beside it but is no part of the fingerprint.
+"""The tokenizer itself: fitted, used, saved and loaded.
 
 Units are those of one recording encoded alone, however they were asked for: a long file is read and encoded block by
 block to the same features bit for bit, and where a batch was used, utterances with a frame so close to two centroids
 that the batch's rounding (`BATCH_ERROR`) could decide are encoded again alone.
 """
 
-import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias, overload
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+import unitkit.tokenizer.files as files
 from unitkit import audio
 from unitkit.encoders import Encoder, load_encoder
 from unitkit.manifest import Utterance, read_manifest
-from unitkit.quantizers import KMeans, frames_for_memory, sample_frames
+from unitkit.quantizers import KMeans, check_layout, frames_for_memory, sample_frames
 from unitkit.recording import Recording, groups, of_utterance, stream_features
 from unitkit.stream import Stream
+from unitkit.tokenizer.fingerprint import CONVENTIONS, FORMAT, fingerprint
 from unitkit.units import FingerprintError, Units, UnitsHeader, check_fingerprint
 
-FORMAT = 1
-DEFAULT = "prompts-mfcc100"
-BUNDLED = Path(__file__).parent / "bundled"
-CONVENTIONS = {"channels": "mean", "resampling": "soxr HQ", "samples": "float32, full scale 1"}
-FILES = {"tokenizer.json", "model.safetensors", "card.md", "encoder"}
 BATCH_ERROR = 1e-5  # most that a padded batch changes a frame's features, of the frame's length, in float32
 
 Speech: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
-
-
-class TokenizerError(ValueError):
-    """A tokenizer directory that cannot be used or must not be replaced."""
 
 
 class Tokenizer:
@@ -62,7 +48,7 @@ class Tokenizer:
         """`recipe` holds the arguments of `load_encoder` that give `encoder`; `provenance` is shown on the card."""
         self.encoder, self.quantizer = encoder, quantizer
         self.recipe, self.provenance = recipe, provenance or {}
-        self.fingerprint = _fingerprint(encoder, quantizer)
+        self.fingerprint = fingerprint(encoder, quantizer)
 
     @property
     def rate_hz(self) -> float:
@@ -95,11 +81,11 @@ class Tokenizer:
         cls,
         manifest: str | os.PathLike[str] | Iterable[Utterance],
         *,
-        features: str = "mfcc",
+        features: str | os.PathLike[str] | None = None,
         layer: int | None = None,
-        units: int = 100,
-        codebooks: int = 1,
-        kind: str = "plain",
+        units: int | None = None,
+        codebooks: int | None = None,
+        kind: str | None = None,
         standardize: bool = True,
         max_frames: int | None = None,
         seed: int = 0,
@@ -107,26 +93,40 @@ class Tokenizer:
         padding: str = "none",
         precision: str = "float32",
         engine: str = "auto",
+        half: bool = False,
+        encoder_of: str | os.PathLike[str] | None = None,
         on_error: Callable[[Utterance, Exception], None] | None = None,
         progress: Callable[[Utterance], None] | None = None,
     ) -> Self:
-        """Fit k-means to the features of a manifest.
+        """Fit k-means to the `features` of a manifest, by default "mfcc": 100 `units`, 1 codebook, `kind` "plain".
+
+        Where `features` come with a codebook (the directory of a pre-trained vq-wav2vec), that is the quantizer:
+        nothing is fitted, the manifest is not read, and `units`, `codebooks` and `kind` must agree with it or be left
+        out.
 
         Features are streamed; a seeded uniform sample of at most `max_frames` frames is kept, whatever the corpus size:
         max_frames × dim × 4 bytes, a fifth more while k-means runs.  By default as many as keep the process in 2 GB,
         a million at most.  A bad file raises, unless `on_error` is given: then it is told of it and the file is
         skipped.  `progress` is called after each utterance.  `precision` and `engine` are those of `load_encoder`; all
-        but float32 make another tokenizer.  Without `standardize`, distances are those of the features as they are,
+        but float32 make another tokenizer.  `half` rounds the encoder's weights, before anything is fitted, to what
+        float16 holds, so that they are saved in half the bytes.  `encoder_of`, the directory or bundled name of another
+        tokenizer, gives its encoder in place of features, layer and the like; saved with the same `encoder_of`, the
+        two share one file.  Without `standardize`, distances are those of the features as they are,
         and the centroids can be written in the formats of peers.
         """
         where = pick_device(device)
-        encoder = load_encoder(features, layer=layer, padding=padding, device=where, precision=precision, engine=engine)
-        recipe = {
-            "features": os.fspath(features),
-            "layer": encoder.settings().get("layer"),
-            "padding": padding,
-            **_arithmetic(encoder),
-        }
+        asked = _Asked(features, layer, padding, precision, engine, half)
+        if encoder_of is None:
+            encoder, recipe = asked.load(where)
+        else:
+            encoder, recipe = asked.of_other(encoder_of, where)
+        if encoder.codebooks is not None:
+            quantizer = _learned(encoder.codebooks, {"units": units, "codebooks": codebooks, "kind": kind})
+            origin = {"quantizer": f"learned with the encoder, {recipe['features']}", "command": _command()}
+            return cls(encoder, quantizer.to(where), recipe=recipe, provenance=origin)
+        units, codebooks = 100 if units is None else units, 1 if codebooks is None else codebooks
+        kind = "plain" if kind is None else kind
+        check_layout(kind, codebooks, encoder.dim)  # before the features are computed, not after
         tally: dict[str, Any] = {"utterances": 0, "skipped": 0, "seconds": 0.0}
         data = os.fspath(manifest) if isinstance(manifest, str | os.PathLike) else "utterances given in Python"
         utterances = read_manifest(manifest) if isinstance(manifest, str | os.PathLike) else manifest
@@ -148,7 +148,7 @@ class Tokenizer:
             **tally,
             "max_frames": max_frames,
             "seed": seed,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": _command(),
         }
         return cls(encoder, quantizer.to(where), recipe=recipe, provenance=provenance)
 
@@ -189,8 +189,9 @@ class Tokenizer:
 
     @property
     def window_s(self) -> float | None:
-        """Seconds from which on a recording is encoded in windows; None where that changes nothing (filterbanks)."""
-        return None if self.encoder.exact_context is not None else float(str(self.encoder.settings()["window_s"]))
+        """Seconds from which on a recording is encoded in windows; None where there are none (filterbanks, vq)."""
+        window = self.encoder.settings().get("window_s")
+        return None if window is None else float(str(window))
 
     def stream(self, rate: int | None = None, *, lookahead: float | None = None) -> Stream:
         """A `Stream` that takes samples at `rate` Hz (the tokenizer's own by default) as they arrive and gives units.
@@ -257,41 +258,55 @@ class Tokenizer:
 
     # ---------------------------------------------------------------------------------------------------- files
 
-    def save(self, directory: str | os.PathLike[str], *, card: str = "", overwrite: bool = False) -> None:
+    def save(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        card: str = "",
+        overwrite: bool = False,
+        encoder_of: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Write the directory in one step; `card` is added to the card.  It can be moved and loaded anywhere.
 
-        A directory that holds another tokenizer is replaced only with `overwrite`; one that holds other files never.
+        With `encoder_of`, the directory or bundled name of a tokenizer with the same encoder, none is written, but the
+        relative path to that one's: the two can be moved together only.  A directory that holds another tokenizer is
+        replaced only with `overwrite`; one that holds other files never.
         """
         target = Path(directory)
-        _refuse_replacing(target, self.fingerprint, overwrite)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            scratch.mkdir()
-            self._write(scratch, card)
-            _swap(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        owner = None if encoder_of is None else self._owner_of_same(encoder_of)
+        shared = None if owner is None else files.way_to(owner, target)
+        files.replace(target, self.fingerprint, overwrite, write=lambda scratch: self._write(scratch, card, shared))
 
-    def _write(self, directory: Path, card: str) -> None:
-        (directory / "encoder").mkdir()
-        self.encoder.save(directory / "encoder")
-        own_encoder = any((directory / "encoder").iterdir())
-        if not own_encoder:
-            (directory / "encoder").rmdir()
+    def _owner_of_same(self, encoder_of: str | os.PathLike[str]) -> Path:
+        """The directory whose encoder the tokenizer given uses, once it is sure that this one has the same."""
+        other, owner = _other_with_encoder(encoder_of, "cpu")
+        mine, theirs = self.encoder.settings(), other.encoder.settings()
+        if differ := sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key)):
+            found = "; ".join(f"{key} {_short(mine.get(key))}, there {_short(theirs.get(key))}" for key in differ)
+            raise files.TokenizerError(
+                f"tokenizer {self.fingerprint} cannot share the encoder of {os.fspath(encoder_of)} "
+                f"(tokenizer {other.fingerprint}), which is another one: {found}. Save it without encoder_of, or fit "
+                "it with encoder_of"
+            )
+        return owner
+
+    def _write(self, directory: Path, card: str, shared: str | None) -> None:
+        if shared is None:
+            (directory / "encoder").mkdir()
+            self.encoder.save(directory / "encoder")
+            if not any((directory / "encoder").iterdir()):
+                (directory / "encoder").rmdir()
         # Bytes first: save_file makes a file that only its owner may read.
         (directory / "model.safetensors").write_bytes(serialize(self.quantizer.state()))
         facts = {
             "unitkit_tokenizer": FORMAT,
             **self._identity(),
+            **({} if shared is None else {"encoder_of": shared}),
             "recipe": self.recipe,
             "provenance": self.provenance,
             "report": self.quantizer.report,
         }
-        text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
-        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-        (directory / "card.md").write_text(_card(facts, card), encoding="utf-8")
+        files.write_facts(directory, facts, card)
 
     def _identity(self, arithmetic: str | None = None) -> dict[str, Any]:
         """What the directory says that must agree with what its files make; `arithmetic` takes the encoder's place."""
@@ -300,7 +315,7 @@ class Tokenizer:
             encoder = {key: value for key, value in encoder.items() if key != "arithmetic"}
             encoder |= {"arithmetic": arithmetic} if arithmetic != "float32" else {}
         return {
-            "fingerprint": _fingerprint(self.encoder, self.quantizer, encoder),
+            "fingerprint": fingerprint(self.encoder, self.quantizer, encoder),
             "sample_rate": self.sample_rate,
             "rate_hz": self.rate_hz,
             "n_units": self.n_units,
@@ -313,7 +328,7 @@ class Tokenizer:
     @classmethod
     def load(
         cls,
-        name_or_dir: str | os.PathLike[str] = DEFAULT,
+        name_or_dir: str | os.PathLike[str] = files.DEFAULT,
         *,
         device: str = "auto",
         precision: str | None = None,
@@ -324,42 +339,126 @@ class Tokenizer:
         `precision` is "float32", "bfloat16" or "int8", by default what it was saved with; `engine` is "auto", "plain",
         "fast" or "openvino" (see `load_encoder`).  Another precision is another tokenizer, with its own fingerprint.
         """
-        directory, where = _find(name_or_dir), pick_device(device)
-        facts = _facts(directory)
+        directory, where = files.find(name_or_dir), pick_device(device)
+        facts = files.read_facts(directory)
+        owner = files.encoder_owner(directory, facts)
         recipe = facts["recipe"]
         saved = {"precision": recipe.get("precision", "float32"), "engine": recipe.get("engine", "auto")}
         as_saved = precision in (None, saved["precision"])
-        own_encoder = directory / "encoder"
-        encoder = load_encoder(
-            str(own_encoder) if own_encoder.is_dir() else recipe["features"],
-            layer=recipe["layer"],
-            padding=recipe["padding"],
-            device=where,
-            precision=precision or saved["precision"],
-            engine=saved["engine"] if as_saved and engine == "auto" else engine,
-        )
-        quantizer = KMeans.from_state(facts["quantizer"], _tensors(directory))
+        try:
+            encoder = load_encoder(
+                recipe["features"] if owner is None else owner / "encoder",
+                layer=recipe["layer"],
+                padding=recipe["padding"],
+                device=where,
+                precision=precision or saved["precision"],
+                engine=saved["engine"] if as_saved and engine == "auto" else engine,
+            )
+        except ValueError as error:
+            if owner in (None, directory):
+                raise
+            raise files.TokenizerError(f"{directory} has the encoder of {os.path.normpath(owner)}: {error}") from error
+        quantizer = KMeans.from_state(facts["quantizer"], files.read_tensors(directory))
         quantizer.report = facts["report"]
         recipe = {**recipe, **_arithmetic(encoder)}
         tokenizer = cls(encoder, quantizer.to(where), recipe=recipe, provenance=facts["provenance"])
-        tokenizer._verify(facts, directory, as_saved=as_saved and engine in ("auto", saved["engine"]))
+        tokenizer._verify(facts, directory, owner, as_saved=as_saved and engine in ("auto", saved["engine"]))
         return tokenizer
 
-    def _verify(self, facts: dict[str, Any], directory: Path, *, as_saved: bool) -> None:
+    def _verify(self, facts: dict[str, Any], directory: Path, owner: Path | None, *, as_saved: bool) -> None:
         """Refuse changed files.  Where another arithmetic was asked for, all but that must agree."""
         swapped = None if as_saved else facts.get("encoder", {}).get("arithmetic", "float32")
         identity = json.loads(json.dumps(self._identity(swapped)))
         if changed := [name for name, value in identity.items() if facts.get(name) != value]:
+            shared = "" if owner in (None, directory) else f" (its encoder is that of {os.path.normpath(owner)})"
             raise FingerprintError(
-                f"{directory}: tokenizer.json says {facts['fingerprint']!r}, its files and this unitkit make "
+                f"{directory}: tokenizer.json says {facts['fingerprint']!r}, its files{shared} and this unitkit make "
                 f"{identity['fingerprint']!r}; they differ in {', '.join(changed)}. Restore the files, or fit anew"
             )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The encoder that `fit` was asked for: the arguments of `load_encoder`."""
+
+    features: str | os.PathLike[str] | None = None
+    layer: int | None = None
+    padding: str = "none"
+    precision: str = "float32"
+    engine: str = "auto"
+    half: bool = False
+
+    def load(self, device: str) -> tuple[Encoder, dict[str, Any]]:
+        """The encoder and its recipe."""
+        features = os.fspath("mfcc" if self.features is None else self.features)
+        encoder = load_encoder(
+            features,
+            layer=self.layer,
+            padding=self.padding,
+            device=device,
+            precision=self.precision,
+            engine=self.engine,
+            half=self.half,
+        )
+        recipe = {
+            "features": features,
+            "layer": encoder.settings().get("layer"),
+            "padding": self.padding,
+            **_arithmetic(encoder),
+            **({"half": True} if self.half else {}),
+        }
+        return encoder, recipe
+
+    def of_other(self, encoder_of: str | os.PathLike[str], device: str) -> tuple[Encoder, dict[str, Any]]:
+        """The encoder and recipe of another tokenizer, beside which nothing else may be asked for."""
+        plain = asdict(_Asked())
+        if given := [f"{name}={value!r}" for name, value in asdict(self).items() if value != plain[name]]:
+            raise ValueError(
+                f"encoder_of {os.fspath(encoder_of)} says all of the encoder: leave out {', '.join(given)}"
+            )
+        other, _ = _other_with_encoder(encoder_of, device)
+        return other.encoder, dict(other.recipe)
+
+
+def _other_with_encoder(name_or_dir: str | os.PathLike[str], device: str) -> tuple[Tokenizer, Path]:
+    """A tokenizer whose encoder is to be shared, and the directory that holds it."""
+    directory = files.find(name_or_dir)
+    other = Tokenizer.load(directory, device=device)
+    owner = files.encoder_owner(directory, files.read_facts(directory))
+    if owner is None:
+        features = other.recipe["features"]
+        raise files.TokenizerError(
+            f"{directory} has no encoder to share: {features} needs no weights. Leave encoder_of (--encoder-of) out "
+            f"and fit with features={features!r}"
+        )
+    return other, owner
+
+
+def _short(value: Any) -> str:
+    """A setting in an error message, hashes and tables cut."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _arithmetic(encoder: Encoder) -> dict[str, str]:
     """The arguments of `load_encoder` that give the encoder's arithmetic; in float32 any engine will do."""
     engine, _, precision = str(encoder.settings().get("arithmetic", "auto float32")).partition(" ")
     return {"precision": precision, "engine": engine}
+
+
+def _learned(books: Tensor, asked: dict[str, Any]) -> KMeans:
+    """The quantizer of codebooks that came with the encoder; it must be what was asked for, where something was."""
+    quantizer = KMeans.of_codebooks(books)
+    found = {"units": quantizer.n_units, "codebooks": quantizer.codebooks, "kind": quantizer.kind}
+    if differ := [name for name, value in asked.items() if value not in (None, found[name])]:
+        said = ", ".join(f"{name} {asked[name]}, where the encoder's own has {found[name]}" for name in differ)
+        raise ValueError(f"this encoder comes with a quantizer, and another one was asked for: {said}. Leave them out")
+    quantizer.report = {"learned": "with the encoder"}
+    return quantizer
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _affordable(encoder: Encoder, units: int) -> int:
@@ -382,112 +481,3 @@ def pick_device(device: str) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); known: auto, cpu, cuda, cuda:N") from error
     return device
-
-
-def bundled() -> list[str]:
-    """Names of the tokenizers that come with unitkit."""
-    return sorted(path.parent.name for path in BUNDLED.glob("*/tokenizer.json"))
-
-
-# ----------------------------------------------------------------------------------------------------- fingerprint
-
-
-def _fingerprint(encoder: Encoder, quantizer: KMeans, settings: dict[str, Any] | None = None) -> str:
-    """The hash of everything that makes units; `settings` takes the place of the encoder's."""
-    facts = {
-        "format": FORMAT,
-        "conventions": CONVENTIONS,
-        "sample_rate": int(encoder.sample_rate),
-        "rate_hz": float(encoder.rate_hz),
-        "encoder": encoder.settings() if settings is None else settings,
-        "quantizer": quantizer.settings(),
-        "tensors": _hash_of(quantizer.state()),
-    }
-    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def _hash_of(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        array = tensor.numpy()
-        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
-
-
-# --------------------------------------------------------------------------------------------------------- files
-
-
-def _find(name_or_dir: str | os.PathLike[str]) -> Path:
-    name = os.fspath(name_or_dir)
-    if name in (known := bundled()):
-        return BUNDLED / name
-    if (Path(name) / "tokenizer.json").is_file():
-        return Path(name)
-    what = "has no tokenizer.json" if Path(name).is_dir() else "is neither a directory nor a bundled tokenizer"
-    raise TokenizerError(f"{name!r} {what}; bundled: {', '.join(known) or 'none'}")
-
-
-def _facts(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        version = facts["unitkit_tokenizer"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(f"{path}: not a tokenizer's file: {error!r}") from error
-    if version != FORMAT:
-        raise TokenizerError(f"{path}: format {version!r}; this unitkit reads format {FORMAT}")
-    if missing := {"fingerprint", "recipe", "quantizer", "provenance", "report"} - set(facts):
-        raise TokenizerError(f"{path}: lacks {', '.join(sorted(missing))}")
-    return facts
-
-
-def _tensors(directory: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(directory / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise TokenizerError(f"{directory / 'model.safetensors'}: {error}") from error
-
-
-def _refuse_replacing(target: Path, fingerprint: str, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir() or (foreign := {path.name for path in target.iterdir()} - FILES):
-        what = "is a file" if not target.is_dir() else f"holds other files ({', '.join(sorted(foreign)[:3])})"
-        raise TokenizerError(f"{target} {what}: save the tokenizer in a directory of its own")
-    if (target / "tokenizer.json").exists() and not overwrite:
-        found = str(_facts(target)["fingerprint"])
-        if found != fingerprint:
-            raise TokenizerError(
-                f"{target} holds tokenizer {found}, not {fingerprint}: save elsewhere, or overwrite=True (--overwrite)"
-            )
-
-
-def _swap(scratch: Path, target: Path) -> None:
-    """Put `scratch` in the place of `target`, which is never half-written."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(scratch, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _card(facts: dict[str, Any], text: str) -> str:
-    lines = [
-        f"# Tokenizer {facts['fingerprint']}",
-        "",
-        f"{facts['n_units']} units × {facts['codebooks']} codebook(s) at {facts['rate_hz']:g} Hz from "
-        f"{facts['sample_rate']} Hz mono speech; features: {facts['recipe']['features']}.",
-        "",
-        *([text.strip(), ""] if text.strip() else []),
-    ]
-    for title, rows in (("Made from", facts["provenance"]), ("Encoder", facts["encoder"]), ("Fit", facts["report"])):
-        lines += [f"## {title}", ""]
-        lines += [f"- {name}: {_shown(value)}" for name, value in rows.items() if name != "per_codebook"]
-        lines += [""]
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -126,7 +126,7 @@ def test_gradients_scaled_and_straight_through():
     assert made.tolist() == [5.0, 6.0] and y.grad.tolist() == [3.0, 4.0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "whisper"])
 def test_layers_are_those_of_transformers(layout):
     """The same as transformers' forward pass with the same mask, and the results are what the residual adds."""
     torch.manual_seed(0)
@@ -180,13 +180,30 @@ def test_what_is_saved_is_an_encoder(layout, tmp_path):
         assert torch.equal(again(wavs[0][None])[-1], backbone(wavs[0][None])[-1])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_begins_with_another_encoder(layout, tmp_path):
+    """Front end and first layers are the other's; what cannot be taken over is named."""
+    torch.manual_seed(0)
+    other = Backbone(EncoderConfig(layout=layout, **TINY)).eval()
+    other.save(tmp_path)
+    ours = Backbone(EncoderConfig(layout=layout, start=str(tmp_path), **{**TINY, "layers": 1})).eval()
+    wav = torch.randn(1, 8000) * 0.1
+    with torch.no_grad():
+        assert torch.equal(ours(wav)[-1], other(wav)[0])
+    with pytest.raises(SslError, match=r"start=.* is \[.*\] there, \[.*\] here"):
+        Backbone(EncoderConfig(layout=layout, start=str(tmp_path), **{**TINY, "hidden": 96}))
+    different = "hubert" if layout != "hubert" else "whisper"
+    with pytest.raises(SslError, match=f"'{layout}', not '{different}'"):
+        Backbone(EncoderConfig(layout=different, start=str(tmp_path), **TINY))
+
+
 @pytest.mark.parametrize("layout", ["hubert", "data2vec-audio"])
 def test_the_paper_size_is_the_published_one(layout):
     """The same shapes as transformers' base models, whose defaults are those of the papers."""
     ours = transformers_config(replace(BASE, layout=layout))
-    default = getattr(transformers, LAYOUTS[layout].replace("Model", "Config"))()
+    default = getattr(transformers, LAYOUTS[layout][1])()
     with torch.device("meta"):
-        model, published = (getattr(transformers, LAYOUTS[layout])(config) for config in (ours, default))
+        model, published = (getattr(transformers, LAYOUTS[layout][0])(config) for config in (ours, default))
     shapes = [{name: tuple(value.shape) for name, value in m.state_dict().items()} for m in (model, published)]
     assert shapes[0] == shapes[1]
     if layout == "hubert":
@@ -194,7 +211,7 @@ def test_the_paper_size_is_the_published_one(layout):
 
 
 def test_encoders_that_cannot_be_say_so():
-    with pytest.raises(SslError, match="layout 'x' is unknown; known: hubert, data2vec-audio, wav2vec2-bert"):
+    with pytest.raises(SslError, match="layout 'x' is unknown; known: hubert, data2vec-audio, wav2vec2-bert, whisper"):
         EncoderConfig(layout="x")
     with pytest.raises(SslError, match="dim 100 is not a multiple of heads 4 and of 16"):
         EncoderConfig(dim=100)

@@ -86,7 +86,9 @@ def test_the_front_end_gets_a_tenth_of_the_gradient():
     assert torch.allclose(0.1 * grads[0], grads[1], rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize(("layout", "lr", "steps"), [("hubert", 2e-3, 110), ("wav2vec2-bert", 2e-3, 70)])
+@pytest.mark.parametrize(
+    ("layout", "lr", "steps"), [("hubert", 2e-3, 110), ("wav2vec2-bert", 2e-3, 70), ("whisper", 2e-3, 110)]
+)
 def test_it_learns_the_units_of_masked_speech(layout, lr, steps):
     model = tiny(N_UNITS, layout=layout, feature_penalty=1.0)
     wav, targets = speech(75, hop=model.hop, field=model.field), mfcc_units()[:, :75, None]

@@ -49,6 +49,9 @@ def fit(
         int | None, typer.Option(help="Frames kept for k-means, a seeded sample. By default what 2 GB in all allow.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sample and initialisation.")] = 0,
+    card: Annotated[
+        Path | None, typer.Option(help="Text file for the card: licences, scores, limits.", exists=True, dir_okay=False)
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at a bad file instead of skipping it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different tokenizer at --out.")] = False,
     device: Device = "auto",
@@ -89,7 +92,9 @@ def fit(
             device=device,
             on_error=None if strict else on_error,
         )
-    tokenizer.save(out, overwrite=overwrite, encoder_of=encoder_of)
+    tokenizer.provenance["data"] = ", ".join(inputs)
+    words = card.read_text(encoding="utf-8") if card else ""
+    tokenizer.save(out, card=words, overwrite=overwrite, encoder_of=encoder_of)
     console.print(table(f"tokenizer {tokenizer.fingerprint}", {"directory": out, **tokenizer_facts(tokenizer)}))
     finish(bad)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unitkit.tokenizer.fingerprint import FORMAT
 
-DEFAULT = "prompts-mfcc100"
+DEFAULT = "mini"
 BUNDLED = Path(__file__).parents[1] / "bundled"
 FILES = {"tokenizer.json", "model.safetensors", "card.md", "encoder"}
 NEEDED = {"fingerprint", "recipe", "quantizer", "provenance", "report"}

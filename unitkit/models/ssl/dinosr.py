@@ -45,6 +45,8 @@ class DinoConfig:
             raise SslError(f"variant {self.variant!r} is unknown; known: {', '.join(VARIANTS)}")
         if not 1 <= self.top_layers <= self.encoder.layers:
             raise SslError(f"top_layers {self.top_layers}: the encoder has {self.encoder.layers} layers")
+        if self.encoder.layout == "whisper":
+            raise SslError("DinoSR takes features before the residual: layouts hubert, data2vec-audio, wav2vec2-bert")
         if self.variant == "spidr" and self.encoder.layerdrop:
             raise SslError("spidr predicts from every layer: set encoder.layerdrop=0")
 

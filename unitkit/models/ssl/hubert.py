@@ -66,8 +66,10 @@ class Hubert(Stored[HubertConfig]):
         """Wavs (batch, samples) and units (batch, frames, targets) to losses and counts of predicted units."""
         c = self.config
         features, size = self.backbone.features(wav)
-        mask = span_mask(full_lengths(features), features.shape[1], probability=c.mask_starts, span=c.mask_span)
-        hidden = self.backbone.through(self.backbone.masked(features, mask)).outputs[-1]
+        frames = targets.shape[1]  # there may be more features: silence after the speech
+        mask = span_mask(full_lengths(targets), features.shape[1], probability=c.mask_starts, span=c.mask_span)
+        hidden = self.backbone.through(self.backbone.masked(features, mask)).outputs[-1][:, :frames]
+        mask = mask[:, :frames]
         covered = self._scores(hidden, targets, mask)
         masked = torch.stack([s.loss for s in covered]).mean()
         loss = c.masked_weight * masked + c.feature_penalty * size

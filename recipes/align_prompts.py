@@ -1,6 +1,6 @@
 """Align English speech with its text: when each phone starts and ends, as the table `unitkit.metrics.alignments` reads.
 
-    pip install pocketsphinx
+    pip install 'unitkit[align]'
     python recipes/align_prompts.py data/en/test.jsonl exp/phones.tsv
 
 The aligner is pocketsphinx with the US English model and dictionary that its package brings: no download.  A recording
@@ -118,7 +118,7 @@ class Aligner:
         try:
             import pocketsphinx
         except ModuleNotFoundError as error:
-            raise AlignError("pocketsphinx is not installed; pip install pocketsphinx") from error
+            raise AlignError("pocketsphinx is not installed; pip install 'unitkit[align]'") from error
         self._library: Any = pocketsphinx
         self._decoders: dict[Setting, Any] = {}
 

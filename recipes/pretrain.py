@@ -41,7 +41,7 @@ PAPERS: dict[str, Any] = {
     "vq-wav2vec": vq.PAPER,
     "bert": lm.PAPER,
 }
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,13 @@ class Taught:
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of an utterance: samples, units (frames, targets), and a number in 0..1 that says where it may be cut."""
+    """A piece of an utterance: samples, units (frames, targets), and a number in 0..1 that says where it may be cut.
+
+    `clean` are the samples before they were changed.
+    """
 
     wav: np.ndarray
+    clean: np.ndarray
     units: np.ndarray
     where: float
 
@@ -149,6 +153,7 @@ class Crops(Dataset):
         """`hop` and `field` are the model's; with `whole` an utterance is one item, cropped from its start."""
         self.hop, self.field, self.seed, self.whole = hop, field, seed, whole
         self.share, self.changes = 0.0 if whole else config.augment, config.changes
+        self.wants_clean = False  # whether a batch has the unchanged wavs too
         self.cache = data.AudioCache(RATE, limit_bytes=config.cache_mb << 20)
         self.max_frames = int(config.max_seconds * RATE / hop)
         lengths = [(row, self._frames(row.utterance)) for row in rows]
@@ -208,7 +213,7 @@ class Crops(Dataset):
                 )
             columns.append(units_at(ids, start, n_frames, ratio=factor * rate_hz * self.hop / RATE))
         units = np.concatenate(columns, axis=1) if columns else np.zeros((n_frames, 0), np.int64)
-        return Crop(wav, units, where)
+        return Crop(wav, wav, units, where)
 
     def _spoken(self, row: Taught, start: int, n_frames: int, factor: float) -> np.ndarray:
         wanted = (n_frames - 1) * self.hop + self.field
@@ -220,15 +225,17 @@ class Crops(Dataset):
         return np.pad(wav, (0, wanted - len(wav)))
 
     def collate(self, crops: Sequence[Crop]) -> Batch:
-        """Wavs (batch, samples) and units (batch, frames, targets), cut to the shortest."""
+        """Wavs (batch, samples) and units (batch, frames, targets), cut to the shortest; clean wavs where wanted."""
         n_frames = min(len(crop.units) for crop in crops)
         samples = (n_frames - 1) * self.hop + self.field
-        wavs, units = [], []
+        wavs, units, clean = [], [], []
         for crop in crops:
             start = int(crop.where * (len(crop.units) - n_frames + 1))
             wavs.append(torch.from_numpy(crop.wav[start * self.hop :][:samples]))
+            clean.append(torch.from_numpy(crop.clean[start * self.hop :][:samples]))
             units.append(torch.from_numpy(crop.units[start:][:n_frames]))
-        return torch.stack(wavs), torch.stack(units)
+        whole = torch.stack(wavs), torch.stack(units)
+        return (*whole, torch.stack(clean)) if self.wants_clean else whole
 
 
 class Sequences(Dataset):
@@ -308,6 +315,8 @@ def _for_audio(config: Config, settings: Any) -> tuple[Stored, Pieces, Pieces]:
     model = MODELS[config.objective](settings)
     hop, size, seed = model.hop, model.field, config.fit.seed
     sets = [Crops(rows, config.data, hop=hop, field=size, seed=seed, whole=rows is dev) for rows in (train, dev)]
+    for pieces in sets:
+        pieces.wants_clean = getattr(model, "wants_clean", False)
     return model, sets[0], sets[1]
 
 

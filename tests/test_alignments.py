@@ -118,7 +118,7 @@ def test_without_pocketsphinx_the_mend_is_named(
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     manifest = ROOT / "samples" / "en" / "test.jsonl"
     assert recipe.main([str(manifest), str(tmp_path / "out.tsv")]) == 2
-    assert "pip install pocketsphinx" in capsys.readouterr().err and not (tmp_path / "out.tsv").exists()
+    assert "pip install 'unitkit[align]'" in capsys.readouterr().err and not (tmp_path / "out.tsv").exists()
 
 
 def test_prompts_are_aligned(recipe: ModuleType, tmp_path: Path) -> None:

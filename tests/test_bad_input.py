@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from unitkit import cli
-from unitkit.tokenizer import BUNDLED, DEFAULT, Tokenizer
+from unitkit.tokenizer import BUNDLED, Tokenizer
 from unitkit.units import FingerprintError, UnitsError, read_header, read_units
 
 RATE = 16000
@@ -186,7 +186,7 @@ _TOKENIZER: list[Tokenizer] = []
 
 def bundled_tokenizer() -> Tokenizer:
     if not _TOKENIZER:
-        _TOKENIZER.append(Tokenizer.load(DEFAULT, device="cpu"))
+        _TOKENIZER.append(Tokenizer.load("prompts-mfcc100", device="cpu"))
     return _TOKENIZER[0]
 
 
@@ -291,7 +291,7 @@ def test_bad_unit_files(kind: str, run: Callable[..., Done], tmp_path: Path) -> 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The bundled tokenizer, to be damaged."""
-    shutil.copytree(BUNDLED / DEFAULT, tmp_path / "tok")
+    shutil.copytree(BUNDLED / "prompts-mfcc100", tmp_path / "tok")
     return tmp_path / "tok"
 
 

@@ -92,7 +92,7 @@ def worker(way: str, tokenizer: Tokenizer, rows: list[Utterance]) -> Callable[[P
 
     def team(folder: Path) -> None:
         workers.START = "fork"  # so that torch is there already
-        workers.encode_parallel(workers.Loader(device="cpu"), rows, folder / "u.jsonl", workers=2)
+        workers.encode_parallel(workers.Loader("prompts-mfcc100", device="cpu"), rows, folder / "u.jsonl", workers=2)
 
     return {"single": single, "mended": single, "shards": shards, "workers": team}[way]
 
@@ -191,7 +191,7 @@ def prepared(folder: Path, way: str, whole: bytes | None) -> Path:
 def sweep(way: str, root: Path) -> dict[str, Any]:
     """Kill before every event once, finish with a second call, compare the folder with that of an undisturbed call."""
     rows = recordings(root / "in", 4)
-    work = worker(way, Tokenizer.load(device="cpu"), rows)
+    work = worker(way, Tokenizer.load("prompts-mfcc100", device="cpu"), rows)
     wanted_folder = prepared(root / "wanted", way, None)
     work(wanted_folder)
     wanted = files(wanted_folder)
@@ -216,7 +216,7 @@ def sweep(way: str, root: Path) -> dict[str, Any]:
 def at_random(way: str, root: Path, goal: int) -> dict[str, Any]:
     """Kill at random moments and start again, until done; then anew, until enough were killed."""
     rows = recordings(root / "in", 16)
-    work = worker(way, Tokenizer.load(device="cpu"), rows)
+    work = worker(way, Tokenizer.load("prompts-mfcc100", device="cpu"), rows)
     start = time.monotonic()
     work(prepared(root / "wanted", way, None))
     longest = time.monotonic() - start

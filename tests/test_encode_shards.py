@@ -45,7 +45,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(device="cpu")
+    return Tokenizer.load("prompts-mfcc100", device="cpu")
 
 
 @pytest.fixture(scope="module")

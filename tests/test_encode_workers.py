@@ -21,9 +21,10 @@ from unitkit.tokenizer import Tokenizer
 from unitkit.units import FingerprintError, UnitsError, read_units
 from unitkit.workers import Loader, Options, encode_parallel
 
+PLAIN = "prompts-mfcc100"  # no network: quick to load in every process
 RATE = 16000
 ROOT = Path(__file__).resolve().parents[1]
-LOADER = Loader(device="cpu")
+LOADER = Loader(PLAIN, device="cpu")
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 
 
@@ -42,7 +43,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(device="cpu")
+    return Tokenizer.load(PLAIN, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -183,19 +184,21 @@ def test_commands_of_a_slurm_array(
 ) -> None:
     manifest, out = tmp_path / "m.jsonl", tmp_path / "out" / "u.jsonl"
     manifest.write_text("".join(f'{{"id":"{u.id}","audio":"{u.audio}"}}\n' for u in rows))
-    code, text = unitkit(monkeypatch, capsys, "encode", manifest, "-o", out, "--shard", "1/2")
+    code, text = unitkit(monkeypatch, capsys, "encode", manifest, "-t", PLAIN, "-o", out, "--shard", "1/2")
     assert code == 1 and "text.wav" in text, text
     code, text = unitkit(monkeypatch, capsys, "merge", out)
     assert code == 2 and "1 of 2 shards are not done: 2/2" in text and "--shard 2/2" in text, text
     with monkeypatch.context() as task:
         for name, value in {"ID": "2", "MIN": "1", "MAX": "2", "COUNT": "2"}.items():
             task.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-        code, text = unitkit(task, capsys, "encode", manifest, "-o", out, "--shard", "auto")
+        code, text = unitkit(task, capsys, "encode", manifest, "-t", PLAIN, "-o", out, "--shard", "auto")
     assert code == 1 and "0002-of-0002" in text, text
     code, text = unitkit(monkeypatch, capsys, "merge", out, "--clean")
     assert code == 1 and "30 utterances" in text and "2 bad" in text, text
     assert files(out.parent) == wanted
-    code, text = unitkit(monkeypatch, capsys, "encode", manifest, "-o", out, "--shard", "1/2", "--workers", "2")
+    code, text = unitkit(
+        monkeypatch, capsys, "encode", manifest, "-t", PLAIN, "-o", out, "--shard", "1/2", "--workers", "2"
+    )
     assert code == 2 and "leave out --workers" in text, text
 
 
@@ -215,7 +218,7 @@ def test_ctrl_c_stops_all_workers_and_a_rerun_goes_on(rows: list[Utterance], tmp
     (tmp_path / "in").mkdir()
     for i, path in enumerate(many):
         path.symlink_to(folder / f"{i % 30:02}.wav")
-    words = command("encode", tmp_path / "in", "-o", out, "--workers", "2")
+    words = command("encode", tmp_path / "in", "-t", PLAIN, "-o", out, "--workers", "2")
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet(), start_new_session=True
     )

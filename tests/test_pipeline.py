@@ -20,7 +20,7 @@ TINY = IstftConfig(dim=16, blocks=1, hidden=32)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.load(device="cpu")
+    return Tokenizer.load("prompts-mfcc100", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_describe_tells_things_apart(vocoder_dir: Path, units_file: Path) -> Non
     recording = next(read_manifest(samples / "dev.jsonl")).audio
     found = {str(p): describe(str(p))[0] for p in (vocoder_dir, units_file, samples / "dev.jsonl", recording)}
     assert list(found.values()) == ["vocoder", "units", "manifest", "audio"]
-    assert describe("prompts-mfcc100")[1]["fingerprint"] == Tokenizer.load(device="cpu").fingerprint
+    assert describe("prompts-mfcc100")[1]["fingerprint"] == Tokenizer.load("prompts-mfcc100", device="cpu").fingerprint
 
 
 def test_header_of_a_bare_fingerprint_needs_the_number_of_units(tokenizer: Tokenizer) -> None:

@@ -127,3 +127,33 @@ def test_a_step_at_paper_size():
     before = model.backbone.model.encoder.layers[11].feed_forward.output_dense.weight.clone()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert not torch.equal(before, model.backbone.model.encoder.layers[11].feed_forward.output_dense.weight)
+
+
+@pytest.mark.parametrize("layout", ["hubert", "wav2vec2-bert", "whisper"])
+def test_the_anchor_is_where_training_began(layout, tmp_path):
+    """By hand at the beginning and after the encoder has moved; the beginning itself neither moves nor is kept."""
+    tiny(5, layout=layout).eval().backbone.save(tmp_path)
+    encoder = EncoderConfig(layout=layout, **STILL, feature_grad=1.0, start=str(tmp_path))
+    torch.manual_seed(1)
+    model = Hubert(HubertConfig(encoder=encoder, final_dim=32, n_units=(5,), mask_span=50, anchor_weight=2.0))
+    wav = speech(40, hop=model.hop, field=model.field)[:2]
+    targets = torch.randint(0, 5, (2, 40, 1))
+    noisy = wav + 0.05 * torch.randn_like(wav)
+    with torch.no_grad():
+        assert float(model(wav, targets, wav)[0]["anchor"]) < 1e-8  # spans of 50 do not fit: nothing is masked
+        beginning = model.backbone(wav)[-1]
+        for parameter in model.backbone.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        losses, _ = model(noisy, targets, wav)
+        moved = model.backbone(noisy)[-1]
+    total = sum(
+        (((row - wanted) / (beginning.reshape(-1, 64).std(0) + 1e-5)) ** 2).sum()
+        for row, wanted in zip(moved, beginning, strict=True)
+    )
+    assert float(losses["anchor"]) == pytest.approx(float(total) / beginning.numel(), rel=1e-3)
+    rest = losses["masked"] + 10 * losses["features"]
+    assert float(losses["loss"]) == pytest.approx(float(rest + 2 * losses["anchor"]), rel=1e-4)
+    assert "anchor" not in model(noisy, targets)[0]  # without the clean wavs, as in validation by others
+    assert not any("beginning" in name for name in model.state_dict())
+    with pytest.raises(SslError, match="encoder.start"):
+        HubertConfig(anchor_weight=1.0)

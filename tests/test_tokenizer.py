@@ -236,7 +236,7 @@ def test_an_hour_takes_little_more_memory_than_a_minute(tmp_path: Path) -> None:
         "import re, sys, torch; torch.set_num_threads(1); from unitkit.tokenizer import Tokenizer\n"
         # not getrusage, which starts a child at the peak of its parent
         "def peak(): return re.findall('VmHWM: *\\t* *(\\\\d+)', open('/proc/self/status').read())[0]\n"
-        "tok = Tokenizer.load(device='cpu')\n"
+        "tok = Tokenizer.load('prompts-mfcc100', device='cpu')\n"
         "for path in sys.argv[1:]: "
         "print(tok.encode(path).n_frames, peak())"
     )

@@ -31,7 +31,7 @@ def main() -> None:
         make_tokenizer(heavy, small=args.quick)
         name = "random small HuBERT" if args.quick else "random HuBERT-base, layer 6"
         rows = [
-            compare("bundled MFCC", None, folder, copies=1 if args.quick else 60, repeats=turns),
+            compare("bundled MFCC", "prompts-mfcc100", folder, copies=1 if args.quick else 60, repeats=turns),
             compare(name, heavy, folder, copies=1 if args.quick else 3, repeats=turns),
         ]
         report(rows, args.json)
@@ -56,14 +56,13 @@ def make_tokenizer(directory: Path, *, small: bool) -> None:
     tokenizer.save(directory)
 
 
-def compare(name: str, tokenizer: Path | None, folder: Path, *, copies: int, repeats: int) -> Row:
+def compare(name: str, tokenizer: Path | str, folder: Path, *, copies: int, repeats: int) -> Row:
     """Median wall seconds of both commands, which take turns; the second run of each that counts starts warm."""
     inputs, hours = manifest(folder / f"{copies}.jsonl", copies)
-    chosen = ["-t", str(tokenizer)] if tokenizer else []
     out = {workers: folder / f"{workers}.units.jsonl" for workers in (1, 2)}
     seconds: dict[int, list[float]] = {1: [], 2: []}
     sides: dict[int, Callable[[], float]] = {
-        workers: lambda workers=workers: encode([str(inputs), *chosen, "--workers", str(workers)], out[workers])  # type: ignore[misc]
+        workers: lambda workers=workers: encode([str(inputs), "-t", str(tokenizer), "--workers", str(workers)], out[workers])  # type: ignore[misc]
         for workers in (1, 2)
     }
     for _ in range(repeats):

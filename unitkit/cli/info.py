@@ -15,7 +15,7 @@ def info(
 ) -> None:
     """Say what a thing is: fingerprint, rates, sizes, bitrate.
 
-    Examples: unitkit info units.jsonl · unitkit info exp/vocoder · unitkit info prompts-mfcc100
+    Examples: unitkit info units.jsonl · unitkit info exp/vocoder · unitkit info mini
     """
     from unitkit.pipeline import describe
 

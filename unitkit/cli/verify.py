@@ -43,7 +43,7 @@ def verify(
 
     Examples:
 
-      unitkit verify prompts-mfcc100 recordings/
+      unitkit verify mini recordings/
 
       unitkit verify exp/tok test.jsonl --against exp/units/test.jsonl
 

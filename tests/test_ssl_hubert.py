@@ -64,7 +64,7 @@ def test_unmasked_frames_count_when_asked():
     plain, _, mask = run(tiny(N_UNITS), wav, targets)
     changed = torch.where(mask[:, :, None], targets, (targets + 1) % N_UNITS)
     same, _, _ = run(tiny(N_UNITS), wav, changed)
-    assert float(same["loss"]) == float(plain["loss"])  # weight 0: what is not masked teaches nothing
+    assert float(same["loss"].detach()) == float(plain["loss"].detach())  # weight 0: what is not masked teaches nothing
     model = tiny(N_UNITS, unmasked_weight=0.5, masked_weight=0.25, feature_penalty=0.0)
     losses, _, _ = run(model, wav, targets)
     assert float(losses["loss"]) == pytest.approx(
@@ -87,7 +87,7 @@ def test_the_front_end_gets_a_tenth_of_the_gradient():
 
 
 @pytest.mark.parametrize(
-    ("layout", "lr", "steps"), [("hubert", 2e-3, 110), ("wav2vec2-bert", 2e-3, 70), ("whisper", 2e-3, 110)]
+    ("layout", "lr", "steps"), [("hubert", 2e-3, 110), ("wav2vec2-bert", 2e-3, 70), ("whisper", 4e-3, 110)]
 )
 def test_it_learns_the_units_of_masked_speech(layout, lr, steps):
     model = tiny(N_UNITS, layout=layout, feature_penalty=1.0)

@@ -148,12 +148,23 @@ class Crops(Dataset):
     """Random crops of whole frames; item (epoch, i) is always the same one, a long utterance has several items."""
 
     def __init__(
-        self, rows: Sequence[Taught], config: DataConfig, *, hop: int, field: int, seed: int, whole: bool = False
+        self,
+        rows: Sequence[Taught],
+        config: DataConfig,
+        *,
+        hop: int,
+        field: int,
+        seed: int,
+        whole: bool = False,
+        clean: bool = False,
     ) -> None:
-        """`hop` and `field` are the model's; with `whole` an utterance is one item, cropped from its start."""
+        """`hop` and `field` are the model's; with `whole` an utterance is one item, cropped from its start.
+
+        With `clean` a batch has the unchanged wavs too.
+        """
         self.hop, self.field, self.seed, self.whole = hop, field, seed, whole
         self.share, self.changes = 0.0 if whole else config.augment, config.changes
-        self.wants_clean = False  # whether a batch has the unchanged wavs too
+        self.clean = clean
         self.cache = data.AudioCache(RATE, limit_bytes=config.cache_mb << 20)
         self.max_frames = int(config.max_seconds * RATE / hop)
         lengths = [(row, self._frames(row.utterance)) for row in rows]
@@ -235,7 +246,7 @@ class Crops(Dataset):
             clean.append(torch.from_numpy(crop.clean[start * self.hop :][:samples]))
             units.append(torch.from_numpy(crop.units[start:][:n_frames]))
         whole = torch.stack(wavs), torch.stack(units)
-        return (*whole, torch.stack(clean)) if self.wants_clean else whole
+        return (*whole, torch.stack(clean)) if self.clean else whole
 
 
 class Sequences(Dataset):
@@ -314,9 +325,11 @@ def _for_audio(config: Config, settings: Any) -> tuple[Stored, Pieces, Pieces]:
         settings = replace(settings, tokenizers=tuple(h.tokenizer for h in headers), n_units=sizes)
     model = MODELS[config.objective](settings)
     hop, size, seed = model.hop, model.field, config.fit.seed
-    sets = [Crops(rows, config.data, hop=hop, field=size, seed=seed, whole=rows is dev) for rows in (train, dev)]
-    for pieces in sets:
-        pieces.wants_clean = getattr(model, "wants_clean", False)
+    clean = taught and settings.anchor_weight > 0
+    sets = [
+        Crops(rows, config.data, hop=hop, field=size, seed=seed, whole=rows is dev, clean=clean)
+        for rows in (train, dev)
+    ]
     return model, sets[0], sets[1]
 
 

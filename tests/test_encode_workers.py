@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,14 @@ def test_ctrl_c_stops_all_workers_and_a_rerun_goes_on(rows: list[Utterance], tmp
         path.symlink_to(folder / f"{i % 30:02}.wav")
     words = command("encode", tmp_path / "in", "-t", PLAIN, "-o", out, "--workers", "2")
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet(), start_new_session=True
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=quiet(),
+        start_new_session=True,
+        # A shell that starts the tests in the background has them, and so their children, ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(folder_of(out).glob("*.jsonl*")) and time.monotonic() < deadline:  # finished or begun

@@ -279,3 +279,15 @@ def test_augmented_crops_keep_their_units(corpus):
                 continue
             assert len(one.units) == len(other.units)
             assert not np.allclose(one.wav, other.wav, atol=1e-3)
+
+
+def test_an_encoder_stays_near_its_beginning(corpus, tmp_path):
+    """From a first run's encoder, on changed speech: the anchor is logged, on the dev set too, and falls."""
+    assert recipe().main(words(corpus, tmp_path / "first", "hubert", "fit.max_steps=2")) == 0
+    more = [f"hubert.encoder.start={tmp_path / 'first'}", "hubert.anchor_weight=1", "hubert.encoder.input_dropout=0"]
+    more += ["hubert.masked_weight=0.05", "hubert.mask_starts=0", "data.augment=1", "data.changes.noise=1"]
+    steps = ["fit.max_steps=40", "fit.log_every=2", "optim.lr=1e-3", "optim.schedule=constant"]
+    assert recipe().main(words(corpus, tmp_path / "second", "hubert", *more, *steps)) == 0
+    anchors = [row["anchor"] for row in log(tmp_path / "second")]
+    assert np.mean(anchors[-3:]) < 0.9 * np.mean(anchors[:3])
+    assert log(tmp_path / "second", "dev")[-1]["anchor"] > 0

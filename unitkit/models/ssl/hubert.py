@@ -64,7 +64,6 @@ class Hubert(Stored[HubertConfig]):
             UnitHead(config.encoder.dim, n, final_dim=config.final_dim, temperature=config.temperature)
             for n in self.codes
         )
-        self.wants_clean = config.anchor_weight > 0
         self._beginning: list[Backbone] = []  # in a list: no part of the model, made when training needs it
 
     def advance(self, step: int) -> None:
@@ -88,7 +87,9 @@ class Hubert(Stored[HubertConfig]):
         if c.unmasked_weight:
             losses["unmasked"] = torch.stack([s.loss for s in self._scores(hidden, targets, ~mask)]).mean()
             loss = loss + c.unmasked_weight * losses["unmasked"]
-        if c.anchor_weight and clean is not None:
+        if c.anchor_weight:
+            if clean is None:
+                raise SslError("anchor_weight needs the clean wavs beside the changed ones")
             losses["anchor"] = self._anchor(hidden, clean)
             loss = loss + c.anchor_weight * losses["anchor"]
         chance = torch.stack([majority(targets[..., head][mask]) for head in range(len(self.codes))]).mean()

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = [  # top to bottom: a module imports from rows below its own, never from its own row or above
     {"cli"},
     {"pipeline", "report", "sweep", "verify"},
-    {"encode", "shards", "workers", "train", "data", "kmeans_files"},
+    {"encode", "shards", "workers", "train", "data", "kmeans_files", "features"},
     {"tokenizer", "models", "analysis"},
     {"stream", "recording"},
     {"encoders", "quantizers", "metrics"},
-    {"units", "formats", "manifest", "audio", "augment", "config", "pickled", "bpe", "segments"},
+    {"units", "formats", "manifest", "audio", "augment", "config", "pickled", "bpe", "segments", "text"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 EXEMPT = {"__init__", "doctor"}  # the lazy names of the package; doctor tries to import everything, by design

@@ -1,4 +1,4 @@
-"""Augmentation of wavs: speed, pitch, reverberation, noise and babble, gain; each a pure function of its arguments.
+"""Augmentation of wavs, features and units: each change a pure function of its arguments.
 
 Only `speed` moves speech in time. The others keep the length and the place of every sound (pitch to within its search
 of 10 ms), so the frames of a wav and of its augmented copy belong together, as denoising objectives need.
@@ -205,3 +205,47 @@ def _rms(wav: np.ndarray) -> float:
 def _fit(wav: np.ndarray, length: int) -> np.ndarray:
     """Cut, or padded with zeros, at the end: resampling ends a sample early or late."""
     return np.pad(wav[:length], (0, max(0, length - len(wav)))).astype(np.float32, copy=False)
+
+
+def mask_bands(features: np.ndarray, draw: np.random.Generator, *, count: int, widest: int, axis: int) -> np.ndarray:
+    """SpecAugment on features (frames, dim): `count` stretches along `axis`, each of 0 to `widest`, set to their mean.
+
+    Park et al. 2019 (1904.08779).  The mean is that of the whole, so that normalised features get zeros.
+    """
+    out = np.array(features)
+    for _ in range(count if widest > 0 else 0):
+        width = int(draw.integers(widest + 1))
+        start = int(draw.integers(features.shape[axis] - width + 1))
+        stretch = slice(start, start + width)
+        out[stretch if axis == 0 else (slice(None), stretch)] = features.mean()
+    return out
+
+
+@dataclass(frozen=True)
+class Holes:
+    """BART's text infilling: spans of Poisson length become one mask each."""
+
+    masked: float = 0.0  # share of the units; 0: no holes
+    span: float = 3.5  # mean length
+    random: float = 0.1  # share of the spans that become another unit instead of the mask
+
+
+def holes(tokens: np.ndarray, draw: np.random.Generator, *, config: Holes, mask: int) -> np.ndarray:
+    """Tokens (n,) with spans of them, `config.masked` of all, each replaced by one `mask` or by another token."""
+    left = round(config.masked * len(tokens))
+    out: list[int] = []
+    begins = draw.random(len(tokens)) < config.masked / max(config.span, 1.0)
+    position = 0
+    while position < len(tokens):
+        span = min(int(draw.poisson(config.span)), left, len(tokens) - position) if begins[position] else -1
+        if span < 0:
+            out.append(int(tokens[position]))
+            position += 1
+            continue
+        other = int(tokens[int(draw.integers(len(tokens)))])
+        out.append(other if draw.random() < config.random else mask)
+        position, left = position + max(span, 0), left - span
+        if span == 0:  # a mask where nothing is missing, then the token itself
+            out.append(int(tokens[position]))
+            position += 1
+    return np.array(out, np.int64)

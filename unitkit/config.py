@@ -75,6 +75,17 @@ def _check_keys(schema: type, values: Mapping[str, Any], *, where: str, prefix: 
             raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; known keys: {names}")
         if is_dataclass(hints[key]) and isinstance(values[key], Mapping):
             _check_keys(hints[key], values[key], where=where, prefix=f"{prefix}{key}.")
+        if (named := _named_schema(hints[key])) and isinstance(values[key], Mapping):
+            for name, value in values[key].items():
+                if isinstance(value, Mapping):
+                    _check_keys(named, value, where=where, prefix=f"{prefix}{key}.{name}.")
+
+
+def _named_schema(hint: Any) -> type | None:
+    """The dataclass of a dict[str, dataclass]: parts that the configuration names itself."""
+    found = typing.get_args(hint)
+    inside = found[1] if typing.get_origin(hint) is dict else None
+    return inside if isinstance(inside, type) and is_dataclass(inside) else None
 
 
 def _build(schema: type[T], values: Mapping[str, Any]) -> T:
@@ -85,6 +96,8 @@ def _build(schema: type[T], values: Mapping[str, Any]) -> T:
 def _convert(hint: Any, value: Any) -> Any:
     if is_dataclass(hint) and isinstance(value, Mapping):
         return _build(cast(type, hint), value)
+    if (named := _named_schema(hint)) and isinstance(value, Mapping):
+        return {name: _build(named, part) for name, part in value.items()}
     if isinstance(value, list) and _is_tuple(hint):
         return tuple(value)  # OmegaConf hands back lists; a frozen config keeps what its annotation says
     return value

@@ -155,13 +155,20 @@ class TransformerEncoder(WavEncoder):
     def _together(self, wavs: Sequence[Wav]) -> list[Tensor]:
         """Features of wavs no longer than a window, in one padded batch."""
         with self._computing():
-            rows, surveys = [], []
+            return [features.clone() for features in self.differentiable(wavs)]
+
+    def differentiable(self, wavs: Sequence[Wav]) -> list[Tensor]:
+        """Features of wavs no longer than a window, from one padded batch, with gradients, for fine-tuning.
+
+        None flow through the statistics of the input and of the first group norm. Weights learn where they are set to.
+        """
+        rows, surveys = [], []
+        with torch.no_grad():
             for wav in wavs:
                 samples = self._held(partial(_one_block, wav))
                 surveys.append(self._survey(samples))
                 rows.append(torch.cat(list(self._inputs(samples, surveys[-1]))))
-            found = self._forward(rows, [survey.n_frames for survey in surveys], [survey.norm for survey in surveys])
-        return [features.clone() for features in found]
+        return self._forward(rows, [survey.n_frames for survey in surveys], [survey.norm for survey in surveys])
 
     def _stream(self, open_wav: OpenWav) -> Iterator[Tensor]:
         samples = self._held(open_wav)

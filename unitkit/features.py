@@ -20,22 +20,17 @@ class FeaturesError(ValueError):
 
 
 class Features:
-    """`features[i]` (frames, dim) float16 of the i-th utterance, memory-mapped."""
+    """`features[i]` (frames, dim) float16 of the i-th utterance, from its own file."""
 
-    def __init__(self, path: Path) -> None:
-        self.ends = np.array(json.loads(path.with_suffix(".json").read_text())["ends"])
-        self.flat = np.load(path, mmap_mode="r")
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.lengths = np.array([len(np.load(path, mmap_mode="r")) for path in self.paths])  # frames of each
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.flat[self.ends[index - 1] if index else 0 : self.ends[index]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Frames of each utterance."""
-        return np.diff(self.ends, prepend=0)
+        return np.load(self.paths[index])
 
 
 def features_of(
@@ -49,42 +44,33 @@ def features_of(
 ) -> Features:
     """Features of utterances in their order, from `folder` where they have been computed before.
 
-    With `changes` every recording is changed first (speed, noise, …), a seed always giving the same.  A recording that
-    cannot be heard is an error that names it, before anything is written.  `advance` is told of each one's seconds.
+    With `changes` every recording is changed first (speed, noise, …), a seed and a corpus always giving the same.  A
+    recording that cannot be heard is an error that names it; what was computed before it stays.  `advance` is told of
+    each one's seconds.
     """
-    rows = [(u.id, u.audio, u.start, u.duration) for u in utterances]
-    what = [listener.settings(), rows, astuple(changes) if changes else None, seed if changes else 0]
-    key = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = Path(folder) / f"{key}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _compute(utterances, listener, path, changes, seed, advance)
-    return Features(path)
-
-
-def _compute(
-    utterances: Sequence[Utterance],
-    listener: Listener,
-    path: Path,
-    changes: Augment | None,
-    seed: int,
-    advance: Callable[[float], None] | None,
-) -> None:
-    found = []
-    for index, utterance in enumerate(utterances):
-        wav = read_speech(utterance, listener.sample_rate)
-        if changes is not None:
-            wav = _changed(wav, listener.sample_rate, (seed, index), changes=changes, utterances=utterances)
-        if len(wav) < listener.min_samples:
-            raise FeaturesError(f"{utterance.id}: {utterance.audio} is too short for a frame of features")
-        found.append(listener(wav).cpu().numpy().astype(np.float16))
+    heard = _digest(listener.settings())[:12]
+    how = _digest([astuple(changes), seed, [u.id for u in utterances]]) if changes else ""
+    paths = [
+        Path(folder) / heard / f"{_digest([u.id, u.audio, u.start, u.duration, how])[:24]}.npy" for u in utterances
+    ]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for index, (utterance, path) in enumerate(zip(utterances, paths, strict=True)):
+        if not path.exists():
+            wav = read_speech(utterance, listener.sample_rate)
+            if changes is not None:
+                wav = _changed(wav, listener.sample_rate, (seed, index), changes=changes, utterances=utterances)
+            if len(wav) < listener.min_samples:
+                raise FeaturesError(f"{utterance.id}: {utterance.audio} is too short for a frame of features")
+            scratch = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+            np.save(scratch, listener(wav).cpu().numpy().astype(np.float16))
+            os.replace(scratch, path)
         if advance:
-            advance(len(wav) / listener.sample_rate)
-    ends = np.cumsum([len(one) for one in found]).tolist()
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-    np.save(scratch, np.concatenate(found))
-    path.with_suffix(".json").write_text(json.dumps({"ends": ends}))
-    os.replace(scratch, path)
+            advance(utterance.duration or 0.0)
+    return Features(paths)
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _changed(

@@ -50,12 +50,22 @@ def syntheses(
     reference_units: Annotated[
         Path | None, typer.Option(help="Units of the originals, for the unit error rate.")
     ] = None,
-    metrics: Annotated[str, typer.Option(help="Comma-separated; all = every metric that is installed.")] = "all",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated; all = every metric of a resynthesis that is installed; of a translation, by name: "
+            "asr_bleu, text_bleu."
+        ),
+    ] = "all",
     recognizer: Annotated[
         str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")
     ] = "auto",
     lang: Annotated[str, typer.Option(help="Language of the transcripts.")] = "en",
     split: Annotated[str, typer.Option(help="Name of the split in the score rows.")] = "test",
+    min_words: Annotated[
+        int,
+        typer.Option(help="Score only utterances whose reference text has so many words; give --split a name for it."),
+    ] = 0,
 ) -> None:
     """Score syntheses against the originals: WER, mel, MCD, F0, speaker, MOS, unit error rate, each with a control.
 
@@ -65,6 +75,8 @@ def syntheses(
     Examples:
 
       unitkit score exp/synth/frames --control exp/synth/shuffled --reference data/test.jsonl -o exp/scores.jsonl
+
+      unitkit score exp/english --reference data/en.jsonl --metrics asr_bleu,text_bleu --min-words 4 -o exp/scores.jsonl
 
       unitkit score units exp/units/test.jsonl --manifest data/test.jsonl --alignments data/phones.tsv
     """
@@ -79,6 +91,7 @@ def syntheses(
         recognizer=recognizer,
         lang=lang,
         split=split,
+        min_words=min_words,
         out=out,
         note=_say,
     )

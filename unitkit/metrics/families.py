@@ -1,6 +1,6 @@
 """The metrics on pairs of recordings, in families that share their work (recognition, alignment, pitch tracking)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -96,23 +96,76 @@ def _wav(utterance: Utterance) -> np.ndarray:
     return audio.read(utterance.audio, RATE, start=utterance.start, duration=utterance.duration)
 
 
-def recognition(context: Context, side: Side) -> dict[str, Measure]:
-    """WER and CER of the judged recordings against the originals' transcripts."""
-    pairs = [(judged, original) for judged, original in side.pairs if original.text is not None]
-    if not pairs:
-        raise Unavailable("no transcripts in the reference manifest")
-    judge, langs = context.judge(), [context.language(original) for _, original in pairs]
+@dataclass(frozen=True)
+class Texts:
+    """Reference texts and what stands against them, one an utterance, with the references' languages."""
+
+    references: list[str]
+    hypotheses: list[str]
+    langs: list[str]
+    recognizer: str | None = None
+
+
+def heard(context: Context, side: Side) -> Texts:
+    """What the recogniser hears in the judged recordings, beside the originals' transcripts."""
+    pairs = _transcribed(side)
+    judge, langs = context.judge(), _languages(context, pairs)
     unknown = sorted(set(langs) - set(judge.languages))
     if unknown:
         raise Unavailable(f"the recogniser {judge.name} does not know {', '.join(unknown)}; use whisper-base")
+    found = [context.transcribe(judged, lang) for (judged, _), lang in zip(pairs, langs, strict=True)]
+    return Texts([original.text or "" for _, original in pairs], found, langs, judge.signature)
+
+
+def written(context: Context, side: Side) -> Texts:
+    """The texts of the judged manifest beside the originals' transcripts; a row without text has said nothing."""
+    pairs = _transcribed(side)
+    if all(judged.text is None for judged, _ in pairs):
+        raise Unavailable("no texts in the judged manifest: the system writes none")
+    return Texts(
+        [original.text or "" for _, original in pairs],
+        [judged.text or "" for judged, _ in pairs],
+        _languages(context, pairs),
+    )
+
+
+def _transcribed(side: Side) -> list[tuple[Utterance, Utterance]]:
+    """The pairs that have a reference text."""
+    pairs = [(judged, original) for judged, original in side.pairs if original.text is not None]
+    if not pairs:
+        raise Unavailable("no transcripts in the reference manifest")
+    return pairs
+
+
+def _languages(context: Context, pairs: Sequence[tuple[Utterance, Utterance]]) -> list[str]:
+    """Languages of the reference texts; what their normalisers lack shows here, before minutes of recognition."""
+    langs = [context.language(original) for _, original in pairs]
     for lang in set(langs):
-        text.normaliser(lang)  # what is missing shows before minutes of recognition
-    references = [original.text or "" for _, original in pairs]
-    heard = [context.transcribe(judged, lang) for (judged, _), lang in zip(pairs, langs, strict=True)]
+        text.normaliser(lang)
+    return langs
+
+
+def recognition(context: Context, side: Side) -> dict[str, Measure]:
+    """WER and CER of the judged recordings against the originals' transcripts."""
+    found = heard(context, side)
+    texts, judge = (found.references, found.hypotheses), found.recognizer or "?"
     return {
-        "wer": text.word_error_rate(references, heard, langs=langs, recognizer=judge.signature),
-        "cer": text.character_error_rate(references, heard, langs=langs, recognizer=judge.signature),
+        "wer": text.word_error_rate(*texts, langs=found.langs, recognizer=judge),
+        "cer": text.character_error_rate(*texts, langs=found.langs, recognizer=judge),
     }
+
+
+def translation_heard(context: Context, side: Side) -> dict[str, Measure]:
+    """BLEU of what the recogniser hears against the reference texts."""
+    text.bleu_metric()  # what is missing shows before minutes of recognition
+    found = heard(context, side)
+    return {"asr_bleu": text.bleu(found.references, found.hypotheses, langs=found.langs, recognizer=found.recognizer)}
+
+
+def translation_written(context: Context, side: Side) -> dict[str, Measure]:
+    """BLEU of the judged manifest's texts against the reference texts."""
+    found = written(context, side)
+    return {"text_bleu": text.bleu(found.references, found.hypotheses, langs=found.langs)}
 
 
 def spectra(context: Context, side: Side) -> dict[str, Measure]:
@@ -201,4 +254,10 @@ FAMILIES = (
     Family(("dnsmos",), dnsmos, dnsmos),
     Family(("distillmos",), distillmos, distillmos),
     Family(("uer",), units),
+)
+
+# Of translations, asked for by name: "all" is what a resynthesis is scored by.
+TRANSLATION_FAMILIES = (
+    Family(("asr_bleu",), translation_heard, translation_heard),
+    Family(("text_bleu",), translation_written),
 )

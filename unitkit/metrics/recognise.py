@@ -22,6 +22,7 @@ N_FFT = 400
 WINDOW = 15.0  # s, the shortest encoder input
 LONGEST = 29.0  # s, one piece
 DEFAULT_BEAM = 5
+TASKS = ("transcribe", "translate")  # translate: any language it knows -> English text
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,38 @@ class Recognizer:
         """What a score made with it must say: `<name>.ct2@<sha256 of the weights, 8 hex>|beam:5|compute:float32`."""
         return f"{self.name}.ct2@{self.digest}|beam:{self.beam}|compute:{self.compute_type}"
 
-    def __call__(self, recording: np.ndarray | str | Path, *, lang: str | None = None, rate: int = RATE) -> str:
-        """Text of a recording: a path, or (samples,) at `rate`.  `lang` is a code ("es"); None detects it."""
+    def __call__(
+        self,
+        recording: np.ndarray | str | Path,
+        *,
+        lang: str | None = None,
+        rate: int = RATE,
+        task: str = "transcribe",
+    ) -> str:
+        """Text of a recording: a path, or (samples,) at `rate`.  `lang` is a code ("es"); None detects it.
+
+        With `task="translate"` the text is English whatever is spoken; only multilingual models can.
+        """
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+        if task == "translate" and len(self.languages) < 2:
+            raise ValueError(f"{self.name} knows one language and cannot translate; use whisper-base")
         if lang is not None and lang not in self.languages:
             raise ValueError(f"{self.name} does not know the language {lang!r}; it knows {', '.join(self.languages)}")
         if isinstance(recording, np.ndarray):
             wav = recording if rate == RATE else audio.resample(recording, rate, RATE)
         else:
             wav = audio.read(recording, RATE)
-        return " ".join(text for piece in split(wav) if (text := self._piece(piece, lang)))
+        return " ".join(text for piece in split(wav) if (text := self._piece(piece, lang, task)))
 
-    def _piece(self, wav: np.ndarray, lang: str | None) -> str:
+    def _piece(self, wav: np.ndarray, lang: str | None, task: str) -> str:
         """Text of at most 29 s."""
         engine = require("ctranslate2", package="ctranslate2")
         features = engine.StorageView.from_array(_window(wav, self._n_mels)[None])
         prompt = ["<|startoftranscript|>"]
         if len(self.languages) > 1:
             language = f"<|{lang}|>" if lang else self._model.detect_language(features)[0][0][0]
-            prompt += [language, "<|transcribe|>"]
+            prompt += [language, f"<|{task}|>"]
         prompt.append("<|notimestamps|>")
         out = self._model.generate(
             features,

@@ -55,6 +55,18 @@ UNIT_METRICS = {
     "bitrate_dedup": Kind("bit/s, dedup", 0),
 }
 
+# Scores of translations, from speech heard by the recogniser and from the text written beside it; a resynthesis has
+# error rates instead, so no part of "all".
+TRANSLATION_METRICS = {
+    "asr_bleu": Kind("ASR-BLEU ↑", 1),
+    "text_bleu": Kind("text BLEU ↑", 1),
+}
+
+
+def kind(metric: str) -> Kind:
+    """How a metric is shown; one that is not known keeps its name."""
+    return (METRICS | UNIT_METRICS | TRANSLATION_METRICS).get(metric, Kind(metric, 3))
+
 
 class ScoreError(ValueError):
     """Scores that cannot be computed or read; the message names the place and the fix."""
@@ -139,14 +151,14 @@ _HEADER = ("system", "split", "metric", "value", "95 % interval", "original", "c
 
 
 def _cells(row: ScoreRow) -> list[str]:
-    kind = (METRICS | UNIT_METRICS).get(row.metric, Kind(row.metric, 3))
+    shown = kind(row.metric)
 
     def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.{kind.digits}f}"
+        return "–" if value is None else f"{value:.{shown.digits}f}"
 
     between = "–" if row.low is None else f"{show(row.low)}–{show(row.high)}"
     numbers = [show(row.value), between, show(row.reference), show(row.control)]
-    return [row.system, row.split, kind.title, *numbers, str(row.n)]
+    return [row.system, row.split, shown.title, *numbers, str(row.n)]
 
 
 def _notes(rows: Sequence[ScoreRow]) -> list[str]:

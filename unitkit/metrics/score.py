@@ -1,17 +1,28 @@
 """Scores of syntheses against the original recordings, each beside the originals' own score and a control's."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unitkit.manifest import Utterance, read_manifest
 from unitkit.metrics.base import Measure, Unavailable
-from unitkit.metrics.families import FAMILIES, Context, Family, Side
+from unitkit.metrics.families import FAMILIES, TRANSLATION_FAMILIES, Context, Family, Side
 from unitkit.metrics.recognise import Recognizer
-from unitkit.metrics.rows import METRICS, ScoreError, ScoreRow, markdown, read_scores, table, write_scores
+from unitkit.metrics.rows import (
+    METRICS,
+    TRANSLATION_METRICS,
+    ScoreError,
+    ScoreRow,
+    markdown,
+    read_scores,
+    table,
+    write_scores,
+)
+from unitkit.metrics.text import count_words
 
 __all__ = [
     "METRICS",
+    "TRANSLATION_METRICS",
     "ScoreError",
     "ScoreRow",
     "System",
@@ -53,6 +64,7 @@ def score(
     system: str = "system",
     split: str = "test",
     partial: bool = False,
+    min_words: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[ScoreRow]:
     """Score one synthesis manifest against the manifest of the originals, joined by id; see `score_systems`."""
@@ -65,6 +77,7 @@ def score(
         ref_units=ref_units,
         split=split,
         partial=partial,
+        min_words=min_words,
         progress=progress,
     )
 
@@ -79,23 +92,43 @@ def score_systems(
     ref_units: PathLike | None = None,
     split: str = "test",
     partial: bool = False,
+    min_words: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> list[ScoreRow]:
     """Score several syntheses; originals and shared controls are transcribed, embedded and tracked once.
 
     A row a system and metric, in the order given.  A metric that cannot be computed here gives a row without a value
     and a note that says why.  Every id must be on both sides; with `partial` the ids that a synthesis lacks are left
-    out, and named in the note.  `lang` is for utterances whose manifest names none.
+    out, and named in the note.  `lang` is for utterances whose manifest names none.  With `min_words`, only utterances
+    whose reference text has so many words are scored, and signatures say so.
     """
     wanted = check_metrics(metrics)
     originals = {utterance.id: utterance for utterance in read_manifest(reference)}
     if not originals:
         raise ScoreError(f"{reference}: no utterances to score against")
-    bench = _Bench(Context(recognizer=recognizer, lang=lang), originals, _path(ref_units), partial, progress)
+    context = Context(recognizer=recognizer, lang=lang)
+    bench = _Bench(context, originals, _path(ref_units), partial, progress, _short(context, originals, min_words))
+    if len(bench.short) == len(originals):
+        raise ScoreError(f"{reference}: no utterance has a text of at least {min_words} words; take a smaller number")
     rows: list[ScoreRow] = []
     for item in systems:
         rows += bench.rows(item if isinstance(item, System) else System(*item), wanted, split)
-    return rows
+    return [_marked(row, min_words) for row in rows] if min_words else rows
+
+
+def _short(context: Context, originals: dict[str, Utterance], min_words: int) -> frozenset[str]:
+    """Ids of the utterances with fewer words than wanted."""
+    if min_words < 0:
+        raise ScoreError(f"min_words {min_words}: a number of words from 0 is needed")
+    return frozenset(
+        key for key, one in originals.items() if count_words(one.text or "", lang=context.language(one)) < min_words
+    )
+
+
+def _marked(row: ScoreRow, min_words: int) -> ScoreRow:
+    """The row with the least number of words in its signature, before the version."""
+    head, found, version = row.signature.rpartition("|v:")
+    return replace(row, signature=f"{head}|min-words:{min_words}|v:{version}") if found else row
 
 
 def score_directories(
@@ -109,6 +142,7 @@ def score_directories(
     lang: str | None = None,
     split: str = "test",
     partial: bool = False,
+    min_words: int = 0,
     out: PathLike | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[ScoreRow]:
@@ -139,6 +173,7 @@ def score_directories(
         ref_units=reference_units,
         split=split,
         partial=partial,
+        min_words=min_words,
         progress=note,
     )
     if out is not None:
@@ -147,13 +182,14 @@ def score_directories(
 
 
 def check_metrics(metrics: Sequence[str] | str) -> list[str]:
-    """Metric names from a list or a comma-separated text; "all" is every one."""
+    """Metric names from a list or a comma-separated text; "all" is every one of a resynthesis."""
     names = [name.strip() for name in metrics.split(",")] if isinstance(metrics, str) else list(metrics)
     if names == ["all"]:
         return list(METRICS)
-    unknown = [name for name in names if name not in METRICS]
+    known = [*METRICS, *TRANSLATION_METRICS]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ScoreError(f"unknown metric {', '.join(unknown) or '(none given)'}; known: all, {', '.join(METRICS)}")
+        raise ScoreError(f"unknown metric {', '.join(unknown) or '(none given)'}; known: all, {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 
@@ -166,6 +202,7 @@ class _Bench:
     ref_units: Path | None
     partial: bool
     progress: Callable[[str], None] | None
+    short: frozenset[str] = frozenset()  # ids that are known, and passed over
 
     def __post_init__(self) -> None:
         self.done: dict[tuple[object, ...], Outcome] = {}
@@ -179,7 +216,7 @@ class _Bench:
             missing = missing or lacking
         itself = Side(tuple((original, original) for _, original in side.pairs))
         gathered: dict[str, tuple[Outcome, Outcome, Outcome]] = {}
-        for family in FAMILIES:
+        for family in (*FAMILIES, *TRANSLATION_FAMILIES):
             if any(metric in wanted for metric in family.metrics):
                 outcomes = (
                     self.measure(family, side, of=system.name),
@@ -194,7 +231,7 @@ class _Bench:
     ) -> tuple[Side, str | None]:
         """Pairs joined by id, and a note on those left out."""
         found = {utterance.id: utterance for utterance in read_manifest(manifest)}
-        expected = list(self.originals) if ids is None else list(ids)
+        expected = [key for key in self.originals if key not in self.short] if ids is None else list(ids)
         unknown = [key for key in found if key not in self.originals]
         missing = [key for key in expected if key not in found]
         shared = [key for key in expected if key in found]

@@ -12,9 +12,8 @@ Examples:
   python recipes/manufacture.py exp/made --hours 3 --forbid data/en/test.jsonl --forbid data/es/test.jsonl
   python recipes/manufacture.py exp/made --hours 3 --shard 1/2    and at the same time, elsewhere, --shard 2/2
   python recipes/manufacture.py exp/made --hours 3 --dry-run      what would be made, and how many phones it covers
+  python recipes/manufacture.py exp/es --langs es --texts data/menus.jsonl --each 1      all of them, each by one voice
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
@@ -32,7 +31,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,7 @@ LETTERS += [("d^ʒ", "ʤ"), ("t^ʃ", "ʧ"), ("t^s", "ʦ"), ("d^z", "ʣ")]
 ENGLISH = [("ə^l", "ᵊl"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("ɬ", "l"), ("x", "k"), ("ʔ", "t"), ("r", "ɹ"), ("\u0303", "")]
 AMERICAN = [("ɜː", "ɜɹ"), ("ɜɹ^ɹ", "ɜɹ"), ("ɪə", "iə"), ("ː", "")]
 BRITISH = [("e^ə", "ɛː"), ("i^ə", "ɪə")]
+Row = dict[str, str]  # a sentence: its id, and its text in each language
 
 
 class ManufactureError(RuntimeError):
@@ -117,37 +117,57 @@ class Parts:
     env: dict[str, str] = field(default_factory=dict)
 
 
-# ---------------------------------------------------------------- plan
-
-
 def plan(
-    sentences: Sequence[dict[str, str]], *, langs: Sequence[str], hours: float, seed: int, voices: Sequence[str] = ()
+    sentences: Sequence[Row],
+    *,
+    langs: Sequence[str],
+    hours: float,
+    seed: int,
+    voices: Sequence[str] = (),
+    each: int = 0,
 ) -> list[Job]:
     """Who says what, until the expected durations reach `hours`, equally for each language.
 
-    `voices` replaces TRAINING. The sentences come in the same order in every language.
+    `voices` replaces TRAINING. The sentences come in the same order in every language. With `each` instead of hours,
+    every sentence is said by that many voices in each of the languages that it has, all of it for training.
     """
     if clash := sorted(set(voices) & {voice for held in HELD_OUT.values() for voice in held}):
         raise ManufactureError(f"voices {', '.join(clash)} are held out for test; give others")
-    by_split: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
+    pools = {lang: tuple(voices) or TRAINING[lang] for lang in langs}
+    if each:
+        return _each(sentences, pools=pools, times=each, seed=seed)
+    by_split: dict[str, list[Row]] = {split: [] for split in SHARES}
     for row in sentences:
         by_split[hash_split(row["id"], dev=4, test=8)].append(row)
     jobs = []
-    for lang in langs:
-        for split, share in SHARES.items():
-            left = 3600 * hours / len(langs) * share
-            for row in by_split[split]:
-                if left <= 0:
-                    break
-                for voice in _speakers(row["id"], lang, split, pool=voices or TRAINING[lang], seed=seed):
-                    id_ = f"{lang}/{voice}/{row['id']}"
-                    jobs.append(Job(id_, lang, voice, row[lang], split, speed_of(id_)))
-                    left -= jobs[-1].seconds
-            if left > 0:
-                raise ManufactureError(
-                    f"{lang}: the sentences do not last for {hours:g} hours; {left:.0f} s are missing"
-                )
+    for lang, (split, share) in product(langs, SHARES.items()):
+        left = 3600 * hours / len(langs) * share
+        for row in by_split[split]:
+            if left <= 0:
+                break
+            for voice in _speakers(row["id"], lang, split, pool=pools[lang], seed=seed):
+                jobs.append(_job(row, lang, voice, split=split))
+                left -= jobs[-1].seconds
+        if left > 0:
+            raise ManufactureError(f"{lang}: the sentences do not last for {hours:g} hours; {left:.0f} s are missing")
     return jobs
+
+
+def _each(sentences: Sequence[Row], *, pools: dict[str, tuple[str, ...]], times: int, seed: int) -> list[Job]:
+    """Each time of a sentence draws from a part of the voices of its own, so no voice says it twice."""
+    if few := [lang for lang, pool in pools.items() if len(pool) < times]:
+        raise ManufactureError(f"--each {times}: {few[0]} has only {len(pools[few[0]])} voices; ask for fewer times")
+    jobs = []
+    for row, (lang, pool) in product(sentences, pools.items()):
+        for part in range(times if row.get(lang) else 0):
+            (voice,) = _speakers(row["id"], lang, "train", pool=pool[part::times], seed=seed)
+            jobs.append(_job(row, lang, voice, split="train", even=len(pool) == 1))
+    return jobs
+
+
+def _job(row: Row, lang: str, voice: str, *, split: str, even: bool = False) -> Job:
+    id_ = f"{lang}/{voice}/{row['id']}"
+    return Job(id_, lang, voice, row[lang], split, 1.0 if even else speed_of(id_))
 
 
 def _speakers(sentence: str, lang: str, split: str, *, pool: Sequence[str], seed: int) -> list[str]:
@@ -158,7 +178,7 @@ def _speakers(sentence: str, lang: str, split: str, *, pool: Sequence[str], seed
     others = [voice for voice in pool if voice not in native]
     if split == "dev":
         return draw.sample(list(pool), min(DEV_VOICES, len(pool)))
-    share = min(MOST_NATIVE, NATIVE_SHARE * len(native)) if others else 1.0
+    share = (min(MOST_NATIVE, NATIVE_SHARE * len(native)) if others else 1.0) if native else 0.0
     return [draw.choice(native if draw.random() < share else others)]
 
 
@@ -176,21 +196,12 @@ def shard(jobs: Sequence[Job], part: str) -> list[Job]:
     return list(jobs[int(match[1]) - 1 :: int(match[2])])
 
 
-def write_texts(out: Path, *, n: int, seed: int, forbid: Sequence[Path]) -> list[dict[str, str]]:
-    """Have recipes/texts.py write <out>/texts.jsonl, and read it."""
-    path = out / "texts.jsonl"
-    command = [sys.executable, str(Path(__file__).with_name("texts.py")), str(path), "--n", str(n), "--seed", str(seed)]
-    command += [part for one in forbid for part in ("--forbid", str(one))]
-    _run(command)
-    return read_texts(path)
-
-
-def read_texts(path: Path) -> list[dict[str, str]]:
+def read_texts(path: Path) -> list[Row]:
     """Read {"id", "en", "es", "fr", "it"} rows, as recipes/texts.py writes them."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-# ---------------------------------------------------------------- phones
+# ---------------------------------------------------------------- phones, and speech from them
 
 
 def phones(texts: Sequence[str], accent: str, parts: Parts) -> list[str]:
@@ -209,11 +220,9 @@ def _espeak(pieces: Sequence[str], accent: str, parts: Parts) -> list[str]:
     """One run of the program for all: paragraphs in, paragraphs out."""
     if not pieces:
         return []
-    command = [*parts.espeak, "-q", "--ipa", "--tie=^", "-v", ESPEAK[accent]]
-    env = {**os.environ, **parts.env}
-    done = subprocess.run(
-        command, input="\n\n".join(pieces) + "\n", capture_output=True, text=True, env=env, check=False
-    )
+    command, env = [*parts.espeak, "-q", "--ipa", "--tie=^", "-v", ESPEAK[accent]], {**os.environ, **parts.env}
+    fed = "\n\n".join(pieces) + "\n"
+    done = subprocess.run(command, input=fed, capture_output=True, text=True, env=env, check=False)
     found = [" ".join(block.split()) for block in re.split(r"\n\s*\n", done.stdout.strip("\n"))]
     if done.returncode or len(found) != len(pieces):
         raise ManufactureError(f"espeak-ng gave {len(found)} phrases for {len(pieces)}: {done.stderr.strip()[-300:]}")
@@ -222,32 +231,17 @@ def _espeak(pieces: Sequence[str], accent: str, parts: Parts) -> list[str]:
 
 def _letters(ipa: str, accent: str) -> str:
     ipa = re.sub(r"\([a-z-]+\)", "", ipa).replace("-", "")  # "(en)football(it)"; French də-
-    rules = list(LETTERS)
-    if accent.startswith("en"):
-        rules += [*ENGLISH, *(AMERICAN if accent == "en" else BRITISH)]
-    for old, new in rules:
+    english = accent.startswith("en")
+    own = [*ENGLISH, *(AMERICAN if accent == "en" else BRITISH)] if english else []
+    for old, new in [*LETTERS, *own]:
         ipa = ipa.replace(old, new)
-    ipa = re.sub(r"(\S)\u0329", r"ᵊ\1", ipa) if accent.startswith("en") else ipa
-    return ipa.replace("^", "").replace("o", "ɔ") if accent.startswith("en") else ipa.replace("^", "")
+    ipa = re.sub(r"(\S)\u0329", r"ᵊ\1", ipa).replace("o", "ɔ") if english else ipa
+    return ipa.replace("^", "")
 
 
 def accent_of(job: Job) -> str:
     """British voices speak British English."""
     return "en-gb" if job.lang == "en" and job.voice.startswith("b") else job.lang
-
-
-def coverage(jobs: Sequence[Job], spoken: dict[str, str]) -> dict[str, tuple[int, int]]:
-    """Per language: distinct phone letters, distinct pairs of them, over its utterances."""
-    found: dict[str, tuple[set[str], set[str]]] = {}
-    for job in jobs:
-        letters = re.sub(r"[^\w̃ ]|[ˈˌː]", "", spoken[job.id])
-        one, two = found.setdefault(job.lang, (set(), set()))
-        one |= set(letters) - {" "}
-        two |= {a + b for word in letters.split() for a, b in pairwise(word)}
-    return {lang: (len(one), len(two)) for lang, (one, two) in found.items()}
-
-
-# ---------------------------------------------------------------- synthesis
 
 
 class Kokoro:
@@ -295,13 +289,11 @@ def make(
 ) -> Iterator[tuple[Job, float]]:
     """Make what is not there yet; yields (job, seconds of audio), (job, 0.0) for one that was there."""
     for job in jobs:
-        path = wav_path(out, job)
-        if path.exists():
-            yield job, 0.0
-            continue
-        wav = say(spoken[job.id], job.voice, job.speed)
-        audio.write(path, wav, RATE)
-        yield job, len(wav) / RATE
+        seconds = 0.0
+        if not (path := wav_path(out, job)).exists():
+            audio.write(path, wav := say(spoken[job.id], job.voice, job.speed), RATE)
+            seconds = len(wav) / RATE
+        yield job, seconds
 
 
 def write_manifests(jobs: Sequence[Job], out: Path) -> dict[str, float]:
@@ -309,12 +301,12 @@ def write_manifests(jobs: Sequence[Job], out: Path) -> dict[str, float]:
     rows = []
     for job in jobs:
         path = wav_path(out, job)
-        row = Utterance(job.id, str(path), audio.info(path).duration, None, job.voice, job.lang, job.text)
-        rows.append((job.split, row))
-    for split in SHARES:
-        write_manifest(out / f"{split}.jsonl", [row for name, row in rows if name == split])
-    write_manifest(out / "manifest.jsonl", [row for _, row in rows])
-    return {split: sum(row.duration or 0.0 for name, row in rows if name == split) / 60 for split in SHARES}
+        rows.append(Utterance(job.id, str(path), audio.info(path).duration, None, job.voice, job.lang, job.text))
+    by_split = {split: [row for row, job in zip(rows, jobs, strict=True) if job.split == split] for split in SHARES}
+    for split, some in by_split.items():
+        write_manifest(out / f"{split}.jsonl", some)
+    write_manifest(out / "manifest.jsonl", rows)
+    return {split: sum(row.duration or 0.0 for row in some) / 60 for split, some in by_split.items()}
 
 
 # ---------------------------------------------------------------- obtaining
@@ -406,26 +398,32 @@ def _run(command: Sequence[str], *, folder: Path | None = None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0, 1 when other shards still have work to do, 2 when nothing could be done."""
     given = _parser().parse_args(argv)
-    langs = given.langs.split(",")
+    langs, voices = given.langs.split(","), given.voices.split(",") if given.voices else ()
     try:
         if unknown := [lang for lang in langs if lang not in LANGS]:
             raise ManufactureError(f"--langs {','.join(unknown)}: known: {', '.join(LANGS)}")
-        n = int(given.hours / len(langs) * 3600 / 1.5) + 1000  # more than enough; the plan takes the first of them
-        given.out.mkdir(parents=True, exist_ok=True)
-        if not given.texts and not given.forbid:
-            _say("no --forbid: sentences may by chance equal a test prompt")
-        rows = (
-            read_texts(given.texts)
-            if given.texts
-            else write_texts(given.out, n=n, seed=given.seed, forbid=given.forbid)
-        )
-        voices = given.voices.split(",") if given.voices else ()
-        jobs = plan(rows, langs=langs, hours=given.hours, seed=given.seed, voices=voices)
-        parts = obtain(given.cache or given.out / "parts")
-        return _manufacture(jobs, parts, given)
+        rows = _sentences(given, n_langs=len(langs))
+        jobs = plan(rows, langs=langs, hours=given.hours, seed=given.seed, voices=voices, each=given.each)
+        return _manufacture(jobs, obtain(given.cache or given.out / "parts"), given)
     except (ValueError, RuntimeError, OSError) as error:
         _say(str(error))
         return 2
+
+
+def _sentences(given: argparse.Namespace, *, n_langs: int) -> list[Row]:
+    """The --texts, or those that recipes/texts.py writes to OUT/texts.jsonl."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.texts:
+        return read_texts(given.texts)
+    if given.each:
+        raise ManufactureError(f"--each {given.each} says all --texts: give them")
+    if not given.forbid:
+        _say("no --forbid: sentences may by chance equal a test prompt")
+    n = int(given.hours / n_langs * 3600 / 1.5) + 1000  # more than enough; the plan takes the first of them
+    path, program = given.out / "texts.jsonl", Path(__file__).with_name("texts.py")
+    forbid = [part for one in given.forbid for part in ("--forbid", str(one))]
+    _run([sys.executable, str(program), str(path), "--n", str(n), "--seed", str(given.seed), *forbid])
+    return read_texts(path)
 
 
 def _manufacture(jobs: Sequence[Job], parts: Parts, given: argparse.Namespace) -> int:
@@ -435,7 +433,7 @@ def _manufacture(jobs: Sequence[Job], parts: Parts, given: argparse.Namespace) -
         some = [job for job in mine if accent_of(job) == accent]
         spoken.update(zip([job.id for job in some], phones([job.text for job in some], accent, parts), strict=True))
     if given.dry_run:
-        _show_plan(jobs, coverage(jobs, spoken))
+        _show_plan(jobs, spoken)
         return 0
     if mine:
         _show_progress(make(mine, spoken, Kokoro(parts, threads=given.threads), given.out), mine)
@@ -461,26 +459,30 @@ def _show_progress(made: Iterator[tuple[Job, float]], jobs: Sequence[Job]) -> No
             shown = now
 
 
-def _show_plan(jobs: Sequence[Job], covered: dict[str, tuple[int, int]]) -> None:
-    for lang, (one, two) in covered.items():
+def _show_plan(jobs: Sequence[Job], spoken: dict[str, str]) -> None:
+    """Per language what would be made, and how many distinct phone letters and pairs of them that is."""
+    for lang in dict.fromkeys(job.lang for job in jobs):
         mine = [job for job in jobs if job.lang == lang]
-        count = Counter(job.split for job in mine)
+        count, minutes = Counter(job.split for job in mine), sum(job.seconds for job in mine) / 60
+        words = {word for job in mine for word in re.sub(r"[^\w̃ ]|[ˈˌː]", "", spoken[job.id]).split()}
         _say(
             f"{lang}: {len(mine)} utterances ({', '.join(f'{split} {count[split]}' for split in SHARES)}), "
-            f"{sum(job.seconds for job in mine) / 60:.0f} min expected, {len({job.text for job in mine})} sentences, "
-            f"{len({job.voice for job in mine})} voices, {one} phones, {two} pairs of phones"
+            f"{minutes:.0f} min expected, {len({job.text for job in mine})} sentences, "
+            f"{len({job.voice for job in mine})} voices, {len(set().union(*words))} phones, "
+            f"{len({a + b for word in words for a, b in pairwise(word)})} pairs of phones"
         )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="manufacture.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="where audio, manifests and the downloaded parts go")
     parser.add_argument("--hours", type=float, default=3.0, help="of all languages together (default 3)")
     parser.add_argument("--langs", default=",".join(LANGS), help=f"some of {','.join(LANGS)} (default all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sentences and of who says them")
     parser.add_argument("--voices", default="", help="training voices, with commas, instead of the recipe's")
+    parser.add_argument(
+        "--each", type=int, default=0, help="say all --texts, each by so many voices, instead of --hours"
+    )
     parser.add_argument("--forbid", type=Path, action="append", default=[], help="manifest with texts never to say")
     parser.add_argument("--texts", type=Path, help="sentences of your own: rows of id and one text a language")
     parser.add_argument("--shard", default="1/1", help="i/N: the i-th of N parts of the work")

@@ -5,7 +5,9 @@ stays the same when the grammar (texts.txt) grows.  The same seed gives the same
 
 Examples:
   python recipes/texts.py data/texts.jsonl
+  python recipes/texts.py data/menus.jsonl --grammar recipes/menus.txt
   python recipes/texts.py data/texts.jsonl --n 8000 --seed 1 --forbid data/en/test.jsonl --forbid data/es/test.jsonl
+  python recipes/texts.py data/prompts.jsonl --prompts data/en/train.jsonl data/es/train.jsonl    what recordings say
 """
 
 from __future__ import annotations
@@ -312,7 +314,9 @@ def sentences(
         if keys & seen or any(barred.holds(text) for text in texts.values()):
             misses += 1
             if misses > 50 * n + 1000:
-                raise TextsError(f"only {len(out)} distinct sentences found, {n} asked for: add rows to {GRAMMAR}")
+                raise TextsError(
+                    f"only {len(out)} distinct sentences found, {n} asked for: the grammar needs more rows"
+                )
             continue
         seen |= keys
         out.append(Sentence(hashlib.sha256(texts["en"].encode()).hexdigest()[:10], texts))
@@ -365,12 +369,15 @@ def _french(text: str) -> str:
     vowel = r"(?=[aeiouâàéèêëîïôûœh])"
     aspirated = r"(?!huit|onze|haricot|homard)"  # no elision before these
     text = re.sub(rf"\ble {vowel}{aspirated}(?!un\b)", "l'", text, flags=re.IGNORECASE)
+    text = re.sub(rf"\bla {vowel}(?!h|onz|une?\b)", "l'", text, flags=re.IGNORECASE)
+    text = re.sub(rf"(?<!-)\b(ce) {vowel}{aspirated}(?!est\b)", r"\1t ", text, flags=re.IGNORECASE)
     return re.sub(rf"\b(d|qu|n|j|m|s|t)e {vowel}{aspirated}", r"\1'", text, flags=re.IGNORECASE)
 
 
 def _italian(text: str) -> str:
     joined = {"di": "de", "a": "a", "da": "da", "in": "ne", "su": "su"}
     tails = {"il ": "l ", "lo ": "llo ", "la ": "lla ", "l'": "ll'", "i ": "i ", "gli ": "gli ", "le ": "lle "}
+    text = re.sub(r"\b(il|la) (?=[aeiouàèéìòù])", "l'", text, flags=re.IGNORECASE)
     text = re.sub(r"\b(di|a|da|in|su) (il |lo |la |l'|i |gli |le )", lambda m: joined[m[1]] + tails[m[2]], text)
     return re.sub(r"\b([ae]) (?=\1)", r"\1d ", text, flags=re.IGNORECASE)
 
@@ -402,14 +409,36 @@ class Forbidden:
         return said in self.whole or any(part in f" {said} " for part in self.parts)
 
 
+# ---------------------------------------------------------------- what recordings say
+
+
+def prompt_texts(paths: Sequence[Path], *, max_seconds: float, forbidden: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The texts of parallel recordings: {"id", language: text, ...} rows, in the order in which they are met.
+
+    The id is the recording's without its language ("es/digits/1" is "digits.1"). Recordings that last longer than
+    `max_seconds` are left out, and rows of which one text is forbidden.
+    """
+    barred, rows, dropped = Forbidden(forbidden), dict[str, dict[str, str]](), set[str]()
+    for path in paths:
+        for row in read_manifest(path):
+            if not row.lang or not row.text:
+                raise TextsError(f"{path}: {row.id} has no {'text' if row.lang else 'lang'}, which --prompts needs")
+            name = row.id.removeprefix(f"{row.lang}/").replace("/", ".")
+            if plain(row.text) in barred.whole:
+                dropped.add(name)
+            if (row.duration or 0.0) <= max_seconds:
+                rows.setdefault(name, {"id": name})[row.lang] = " ".join(row.text.split())
+    return [row for name, row in rows.items() if name not in dropped]
+
+
 # ---------------------------------------------------------------- program
 
 
-def coverage(rows: Sequence[Sentence]) -> dict[str, tuple[int, int, float]]:
+def coverage(rows: Sequence[dict[str, str]]) -> dict[str, tuple[int, int, float]]:
     """Per language: distinct sentences, distinct words, words per sentence."""
     counts = {}
-    for lang in LANGS:
-        texts = {plain(row.texts[lang]) for row in rows}
+    for lang in dict.fromkeys(key for row in rows for key in row if key != "id"):
+        texts = {plain(row[lang]) for row in rows if lang in row}
         words = [word for text in sorted(texts) for word in text.split()]
         counts[lang] = (len(texts), len(set(words)), len(words) / max(1, len(texts)))
     return counts
@@ -423,21 +452,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the .jsonl to write")
     parser.add_argument("--n", type=int, default=6000, help="how many sentences (default 6000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grammar", type=Path, default=GRAMMAR, help="menus.txt: telephone menus (default texts.txt)")
     parser.add_argument("--forbid", type=Path, action="append", default=[], help="manifest with texts never to say")
+    parser.add_argument("--prompts", type=Path, nargs="+", help="manifests of recordings: their texts, no grammar")
+    parser.add_argument("--max-seconds", type=float, default=12.0, help="of a recording of --prompts (default 12)")
     given = parser.parse_args(argv)
     try:
-        forbidden = [row.text for path in given.forbid for row in read_manifest(path) if row.text]
-        rows = sentences(given.n, seed=given.seed, forbidden=forbidden)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
+        rows = _rows(given)
         with atomic_text(given.out) as file:
-            for row in rows:
-                file.write(json.dumps({"id": row.id, **row.texts}, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except (ValueError, OSError) as error:
         print(f"texts.py: {error}", file=sys.stderr)
         return 2
     for lang, (distinct, words, mean) in coverage(rows).items():
         print(f"{lang}: {distinct} sentences, {words} different words, {mean:.1f} words a sentence", file=sys.stderr)
     return 0
+
+
+def _rows(given: argparse.Namespace) -> list[dict[str, str]]:
+    forbidden = [row.text for path in given.forbid for row in read_manifest(path) if row.text]
+    if given.prompts:
+        return prompt_texts(given.prompts, max_seconds=given.max_seconds, forbidden=forbidden)
+    made = sentences(given.n, seed=given.seed, forbidden=forbidden, grammar=read_grammar(given.grammar))
+    return [{"id": row.id, **row.texts} for row in made]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,8 @@ prepare = load("prepare.py")
 prompts = load("corpora/prompts.py")
 vctk = load("corpora/vctk.py")
 librispeech = load("corpora/librispeech.py")
+cvss = load("corpora/cvss.py")
+fisher = load("corpora/fisher.py")
 
 
 def put(root: Path, files: dict[str, str | float]) -> Path:
@@ -402,7 +405,10 @@ def test_vctk_errors(tmp_path: Path) -> None:
 
 def test_prepare_names_what_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for arguments, part in (
-        (["nope", "a", "b"], "unknown corpus 'nope'; known: folder, librispeech, ljspeech, prompts, vctk"),
+        (
+            ["nope", "a", "b"],
+            "unknown corpus 'nope'; known: cvss, fisher, folder, librispeech, ljspeech, prompts, vctk",
+        ),
         (
             ["folder", "a", "b", "langs=en"],
             "unknown option 'langs=en'; options of this corpus with their defaults: lang=",
@@ -436,3 +442,154 @@ def test_prepare_with_only_bad_files_is_an_error(tmp_path: Path, capsys: pytest.
     assert "nothing usable found (1 bad files" in capsys.readouterr().err
     with pytest.raises(audio.AudioError):
         audio.info(root / "lies.wav")
+
+
+# Parallel corpora
+
+CV = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent"
+
+
+def cvss_tree(root: Path) -> Path:
+    """CVSS-C as it unpacks, beside Common Voice 4; sentences with an open quote and a character that is no line end."""
+    clips = {"train": [1, 2], "dev": [3], "test": [4, 5]}
+    for split, numbers in clips.items():
+        rows = "".join(f'common_voice_fr_{n}.mp3\tthe number {n} "is\n' for n in numbers)
+        put(root, {f"cvss_c_fr_en/{split}.tsv": rows})
+        put(root, {f"cvss_c_fr_en/{split}/common_voice_fr_{n}.mp3.wav": 0.2 + n / 100 for n in numbers})
+    voices = root / "cv-corpus-4-2019-12-10/fr"
+    sentences = "".join(
+        f'c{n % 2}\tcommon_voice_fr_{n}.mp3\tLe « "numéro\x85{n}\t2\t0\t\t\t\n' for n in (1, 2, 3, 4, 9)
+    )
+    put(voices, {"validated.tsv": f"{CV}\n{sentences}", **{f"clips/common_voice_fr_{n}.mp3": "" for n in range(1, 6)}})
+    for n in range(1, 6):  # MP3 is not written here; what is in a file decides, not its name
+        put(voices / "clips", {"x.wav": 0.1 * n})
+        (voices / "clips/x.wav").rename(voices / f"clips/common_voice_fr_{n}.mp3")
+    return root
+
+
+def test_cvss(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = cvss_tree(tmp_path / "in")
+    code, source = run("cvss", root, tmp_path / "fr", "side=source")
+    assert code == 0 and {split: len(rows) for split, rows in source.items()} == {"train": 2, "dev": 1, "test": 1}
+    assert "not in Common Voice's validated.tsv: 1 (common_voice_fr_5)" in capsys.readouterr().err
+    assert source["train"][1] == Utterance(
+        "common_voice_fr_2",
+        str(root / "cv-corpus-4-2019-12-10/fr/clips/common_voice_fr_2.mp3"),
+        pytest.approx(0.2),
+        speaker="c0",
+        lang="fr",
+        text='Le « "numéro\x852',
+    )
+    voices = f"common_voice={root / 'cv-corpus-4-2019-12-10/fr'}"
+    assert run("cvss", root / "cvss_c_fr_en", tmp_path / "again", voices)[1] == source
+    _, target = run("cvss", root, tmp_path / "en", "side=target")
+    row = target["test"][1]
+    assert (row.id, row.text, row.lang, row.speaker) == ("common_voice_fr_5", 'the number 5 "is', "en", "cvss-c")
+    assert row.audio == str(root / "cvss_c_fr_en/test/common_voice_fr_5.mp3.wav")
+    assert row.duration == pytest.approx(0.25)
+    for split, rows in source.items():
+        assert {one.id for one in rows} <= {one.id for one in target[split]}
+
+
+def test_cvss_errors(tmp_path: Path) -> None:
+    root = cvss_tree(tmp_path / "in")
+
+    def fails(part: str, where: Path = root, **options: str) -> None:
+        with pytest.raises(ManifestError, match=part):
+            list(cvss.utterances(where, left_out=lambda name, why: None, **options))
+
+    fails("side=both: unknown side; known: source, target", side="both")
+    fails("no cvss_c_de_en", where=root / "cv-corpus-4-2019-12-10", lang="de")
+    fails(
+        "give common_voice=folder", common_voice="", where=put(tmp_path / "bare", {"train.tsv": "", "train/a.wav": 0.1})
+    )
+    put(root, {"cvss_c_fr_en/dev.tsv": "../../etc/passwd.mp3\thello\n"})
+    fails("dev.tsv:1: expected 'clip.mp3", side="target")
+    put(root, {"cv-corpus-4-2019-12-10/fr/validated.tsv": "client_id\tpath\n"})
+    fails("no column 'sentence'; it has client_id, path")
+
+
+TDF = "file;unicode\tchannel;int\tstart;float\tend;float\tspeaker;unicode\tspeakerType;unicode\tspeakerDialect;unicode"
+TDF += "\ttranscript;unicode\tsection;int\n;;MM sectionTypes\t[]\n;;MM sectionBoundaries\t[0.0, 9.0]\n"
+CALL = "20050908_182943_22_fsp"
+
+
+def fisher_tree(root: Path) -> Path:
+    """The LDC's two releases and Post's translations: a call of four lines, the other side speaking in the third."""
+    lines = [
+        (0, 0.5, 1.0, '<foreign lang="English"> hello </foreign> ¿qué ((tal))?'),
+        (0, 1.0, 1.5, "[laugh] bien / +pues"),
+        (1, 1.25, 2.0, "ajá #"),
+        (0, 2.0, 2.75, "hasta luego"),
+    ]
+    rows = "".join(f"{CALL}.sph\t{c}\t{a}\t{b}\ts{c}\tmale\tnative\t{text}\t0\n" for c, a, b, text in lines)
+    put(root, {f"LDC2010T04/fisher_spa_tr/data/transcripts/{CALL}.tdf": TDF + rows})
+    sides = np.stack([np.full(24000, 0.25), np.full(24000, -0.5)], axis=1)
+    (root / "LDC2010S01/DISC1/data/speech").mkdir(parents=True)
+    soundfile.write(root / f"LDC2010S01/DISC1/data/speech/{CALL}.sph", sides, 8000, format="NIST", subtype="ULAW")
+    post = root / "fisher-callhome-corpus"
+    put(
+        post,
+        {"mapping/fisher_train": f"{CALL} 1\n{CALL} 2_4\n", "corpus/ldc/fisher_train.en": "\r\nwell, see you later\n"},
+    )
+    for split, line, english in (("dev", 3, "aha"), ("dev2", 1, "hello, how's it going?"), ("test", 4, "see you")):
+        put(post, {f"mapping/fisher_{split}": f"{CALL} {line}\n", f"corpus/ldc/fisher_{split}.en.0": f"{english}\n"})
+    return root
+
+
+def test_fisher_source(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = fisher_tree(tmp_path / "in")
+    assert run_fisher(root, tmp_path / "es", "side=source") == 0
+    splits = {split: list(read_manifest(tmp_path / f"es/{split}.jsonl")) for split in ("train", "dev", "dev2", "test")}
+    assert {split: [row.id for row in rows] for split, rows in splits.items()} == {
+        "train": [f"{CALL}-2_4"], "dev": [f"{CALL}-3"], "dev2": [f"{CALL}-1"], "test": [f"{CALL}-4"]
+    }  # fmt: skip
+    assert f"no translation: 1 ({CALL}-1)" in capsys.readouterr().err
+    (joined,), (other,) = splits["train"], splits["dev"]
+    assert (joined.text, joined.lang, joined.speaker) == ("bien pues hasta luego", "es", f"{CALL}-A")
+    assert (splits["dev2"][0].text, other.text, other.speaker) == ("hello ¿qué tal?", "ajá", f"{CALL}-B")
+    for row, seconds, level in (
+        (joined, 1.75, 0.25),
+        (other, 0.75, -0.5),
+    ):  # one channel, from the first to the last line
+        wav, rate = soundfile.read(row.audio)
+        assert rate == 8000 and len(wav) == seconds * 8000 and np.allclose(wav, level, atol=0.02)
+        assert row.duration == seconds
+
+
+def test_fisher_target_is_what_was_made_of_the_translations(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root, made = fisher_tree(tmp_path / "in"), tmp_path / "made"
+    assert run_fisher(root, tmp_path / "es") == 0
+    rows = [json.loads(line) for line in (tmp_path / "es/translations.jsonl").open()]
+    assert rows[0] == {"id": f"{CALL}-2_4", "en": "well, see you later"} and len(rows) == 4
+    for row in rows[:3]:
+        put(made, {f"wav/en/af_heart/{row['id']}.flac": 0.3})
+    _, splits = run("fisher", root, tmp_path / "en", "side=target", f"made={made}")
+    assert set(splits) == {"train", "dev", "dev2"} and f"af_heart: 1 ({CALL}-4)" in capsys.readouterr().err
+    (row,) = splits["train"]
+    assert (row.id, row.text, row.lang, row.speaker) == (f"{CALL}-2_4", "well, see you later", "en", "af_heart")
+
+
+def run_fisher(root: Path, out: Path, *options: str) -> int:
+    """The source side, whose folder holds a file that is no manifest."""
+    return prepare.main(["fisher", str(root), str(out), *options])
+
+
+def test_fisher_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = fisher_tree(tmp_path / "in")
+    mapping = root / "fisher-callhome-corpus/mapping/fisher_test"
+
+    def fails(part: str, *options: str) -> None:
+        assert run_fisher(root, tmp_path / "out", *options) == 2
+        assert part in " ".join(capsys.readouterr().err.split())
+
+    fails("side=target: give made=folder", "side=target")
+    fails("known: source, target", "side=b")
+    mapping.write_text(f"{CALL} 5\n")
+    fails(f"fisher_test:1: {CALL} has 4 lines, 5 was asked for")
+    mapping.write_text(f"{CALL} 4\n{CALL} 1\n")
+    fails("fisher_test has 2 lines,")
+    mapping.write_text("another 4\n")
+    fails("there is no transcript another.tdf")
+    (root / f"LDC2010S01/DISC1/data/speech/{CALL}.sph").unlink()
+    fails("no .sph recordings (LDC2010S01)")

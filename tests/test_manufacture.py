@@ -3,7 +3,9 @@
 import hashlib
 import importlib.util
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -36,7 +38,7 @@ ROWS = [{"id": one.id, **one.texts} for one in SENTENCES]
 
 
 def test_sentences_are_many_and_distinct() -> None:
-    for lang, (distinct, words, _) in texts.coverage(SENTENCES).items():
+    for lang, (distinct, words, _) in texts.coverage(ROWS).items():
         assert distinct == len(SENTENCES), lang
         assert words > 600, lang
     assert len({one.id for one in SENTENCES}) == len(SENTENCES)
@@ -106,8 +108,11 @@ def test_numbers_are_distinct() -> None:
         ("es", "¿siete o ocho?", "¿Siete u ocho?"),
         ("fr", "le chien de Étienne dit que il dort", "Le chien d'Étienne dit qu'il dort"),
         ("fr", "le huit mars à le marché de le village", "Le huit mars au marché du village"),
+        ("fr", "ce utilisateur a la option, pas la onze", "Cet utilisateur a l'option, pas la onze"),
+        ("fr", "ce est la entrée; est-ce un agent de la Havane ?", "Ce est l'entrée; est-ce un agent de la Havane ?"),
         ("it", "il gatto di la zia va a l'albergo", "Il gatto della zia va all'albergo"),
         ("it", "a Atene in il parco", "Ad Atene nel parco"),
+        ("it", "il utente di il elenco ha la opzione", "L'utente dell'elenco ha l'opzione"),
     ],
 )
 def test_polish(lang: str, loose: str, tied: str) -> None:
@@ -164,6 +169,73 @@ def test_the_program_keeps_clear_of_a_manifest(tmp_path: Path) -> None:
     assert len(rows) == 40 and SENTENCES[0].id not in {row["id"] for row in rows}
 
 
+# ---------------------------------------------------------------- telephone menus
+
+GRAMMAR = texts.read_grammar(ROOT / "recipes" / "menus.txt")
+MENUS = texts.sentences(3000, seed=0, grammar=GRAMMAR)
+
+
+def test_menus_are_many_and_distinct_in_every_language() -> None:
+    assert len(GRAMMAR.patterns) > 60 and len({one.id for one in MENUS}) == 3000
+    for lang, (distinct, words, mean) in texts.coverage([{"id": one.id, **one.texts} for one in MENUS]).items():
+        assert distinct == 3000 and words > 350 and 7 < mean < 11, lang
+    assert {one.id for one in MENUS} & {one.id for one in SENTENCES} == set()
+
+
+def test_menus_are_written_as_the_languages_are() -> None:
+    wrong = {
+        "en": r"\ba [aeio]",
+        "es": r"\b(de|a) el\b|\by h?i[^e]|\bo h?o",
+        "fr": r"\b(ce|le|la|de|que|ne) [aeéèêiou](?!n\b|nz)|\bde les?\b|\bà les?\b|\bde huit\w",
+        "it": r"\b(il|la) [aeiou]|\b(di|a|da|in|su) (il|lo|la|i|gli|le)\b|\ba a\b|\be e\b|\bil s[^aeiou]",
+    }
+    for lang, pattern in wrong.items():
+        found = [one.texts[lang] for one in MENUS if re.search(pattern, one.texts[lang].lower())]
+        assert not found, (lang, found[:3])
+        loose = [one.texts[lang] for one in MENUS if re.search(r"[{}|/@]|  ", one.texts[lang])]
+        assert not loose, (lang, loose[:3])
+
+
+def test_no_menu_says_a_held_out_prompt() -> None:
+    """What is barred here are sentences that would be made; barred in one language, they are gone from all."""
+    held = {2: "en", 40: "es", 70: "fr", 250: "it"}
+    barred = [MENUS[i].texts[lang] for i, lang in held.items()]
+    barred[0] = " ".join(barred[0].split()[1:])  # a part is enough
+    assert len(barred[0].split()) >= 3
+    rest = texts.sentences(300, seed=0, grammar=GRAMMAR, forbidden=barred)
+    said = [texts.plain(text) for one in rest for text in one.texts.values()]
+    assert len(rest) == 300 and not any(texts.plain(one) in text for one in barred for text in said)
+    assert not {MENUS[i].id for i in held} & {one.id for one in rest}
+
+
+def test_texts_of_recordings(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def manifest(name: str, *rows: tuple[str, str, float]) -> str:
+        path = tmp_path / f"{name}.jsonl"
+        lang = name.partition("-")[0]
+        lines = [{"id": f"{lang}/{i}", "audio": "a.flac", "duration": s, "lang": lang, "text": t} for i, t, s in rows]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(path)
+
+    english = manifest(
+        "en", ("digits/1", "one", 1.0), ("long", "a very long one", 13.0), ("hello", "Hello  there.", 2.0)
+    )
+    spanish = manifest("es", ("hello", "Hola.", 2.0), ("digits/1", "uno", 1.0), ("long", "corto", 3.0))
+    barred = manifest("es-test", ("x", "¡UNO!", 1.0))
+    out = tmp_path / "new" / "prompts.jsonl"
+    assert texts.main([str(out), "--prompts", english, spanish]) == 0
+    assert manufacture.read_texts(out) == [
+        {"id": "digits.1", "en": "one", "es": "uno"},
+        {"id": "hello", "en": "Hello there.", "es": "Hola."},
+        {"id": "long", "es": "corto"},
+    ]
+    assert "en: 2 sentences, 3 different words" in capsys.readouterr().err
+    assert texts.main([str(out), "--prompts", english, spanish, "--forbid", barred]) == 0
+    assert [row["id"] for row in manufacture.read_texts(out)] == ["hello", "long"]  # its translations go as well
+    (tmp_path / "mute.jsonl").write_text('{"id": "a", "audio": "a.wav", "lang": "en"}\n')
+    assert texts.main([str(out), "--prompts", str(tmp_path / "mute.jsonl")]) == 2
+    assert "a has no text, which --prompts needs" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- plan
 
 
@@ -215,6 +287,37 @@ def test_wrong_plans_are_refused() -> None:
     for wrong in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(manufacture.ManufactureError, match="i/N"):
             manufacture.shard([], wrong)
+
+
+def test_each_sentence_is_said_in_every_language_it_has_by_so_many_voices() -> None:
+    rows = [*ROWS[:40], {"id": "only-es", "es": "Hola."}, {"id": "mute", "es": "", "fr": "Bonjour."}]
+    jobs = manufacture.plan(rows, langs=["en", "es"], hours=0, seed=0, each=3)
+    said = Counter((job.lang, job.id.rpartition("/")[2]) for job in jobs)
+    assert said == {**{(lang, row["id"]): 3 for row in ROWS[:40] for lang in ("en", "es")}, ("es", "only-es"): 3}
+    assert len({job.id for job in jobs}) == len(jobs) and {job.split for job in jobs} == {"train"}
+    assert {job.text for job in jobs} == {row[lang] for row in rows for lang in ("en", "es") if row.get(lang)}
+    assert len({job.voice for job in jobs}) > 10 and len({job.speed for job in jobs}) > 10
+
+
+def test_one_voice_speaks_evenly_and_always_the_same() -> None:
+    (voices, more) = (["af_heart"], ["af_heart", "em_alex", "ef_dora"])
+    jobs = manufacture.plan(ROWS[:30], langs=["en"], hours=0, seed=0, each=1, voices=voices)
+    assert {(job.voice, job.speed) for job in jobs} == {("af_heart", 1.0)} and len(jobs) == 30
+    some = manufacture.plan(ROWS[:30], langs=["es"], hours=0, seed=0, each=1, voices=more)
+    assert {job.voice for job in some} == set(more) and any(job.speed != 1.0 for job in some)
+    assert manufacture.plan(ROWS[:60], langs=["es"], hours=0, seed=0, each=1, voices=more)[:30] == some
+    assert manufacture.plan(
+        ROWS[:30], langs=["es"], hours=0, seed=0, each=1, voices=["bf_emma", "af_nova"]
+    )  # no native
+
+
+def test_wrong_requests_for_each_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(manufacture.ManufactureError, match="af_sarah are held out"):
+        planned(each=1, voices=["af_heart", "af_sarah"])
+    with pytest.raises(manufacture.ManufactureError, match="--each 3: en has only 2 voices"):
+        planned(each=3, voices=["af_heart", "af_nova"])
+    assert manufacture.main([str(tmp_path), "--each", "1"]) == 2
+    assert "--each 1 says all --texts: give them" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- phones, files

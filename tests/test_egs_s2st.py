@@ -135,7 +135,7 @@ def test_every_system_is_trained_on_what_is_there(made) -> None:
     assert list(trained) == ["bart", "plain", "text", "ctc", "pretrained", "normalised", "t2u"]
     for name, call in trained.items():
         assert f"out=e/{name}" in call and ("fit.max_steps=7" in call) == (name not in ("bart", "t2u"))
-        assert ("init=e/bart" in call) == (name == "pretrained")
+        assert ("init=e/bart" in call) == (name in ("pretrained", "normalised"))
         assert f"train_units=e/units/train.{'normalised' if name == 'normalised' else 'target'}.jsonl" in call
     assert "train_source=e/units/train.target.jsonl" in trained["bart"]
     assert "dev_source=d/es-en/dev.target.jsonl" in trained["t2u"]  # its texts

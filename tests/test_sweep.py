@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_encoders import CHECKPOINTS, N_LAYERS, model_of, wav_of
 
+from unitkit.axis import round_ticks
 from unitkit.encode import BAD_INPUT
 from unitkit.encoders import Encoder, load_encoder
 from unitkit.manifest import Utterance, read_manifest, write_manifest
@@ -35,7 +36,7 @@ from unitkit.sweep import (
     sweep,
 )
 from unitkit.sweep import run as module
-from unitkit.sweep.chart import HEIGHT, WIDTH, drawable, round_ticks, svg
+from unitkit.sweep.chart import HEIGHT, WIDTH, drawable, svg
 from unitkit.sweep.layers import Layers, _widen
 from unitkit.sweep.specs import EncoderSpec, parse_encoder
 from unitkit.sweep.tables import markdown
@@ -347,7 +348,7 @@ def test_tables_show_controls_and_what_was_left_out() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.floats(-1e3, 1e3), st.floats(1e-6, 1e3), st.integers(2, 8))
 def test_ticks_are_round_and_hold_the_values(low: float, width: float, count: int) -> None:
-    ticks = round_ticks(low, low + width, count)
+    ticks = round_ticks(low, low + width, count, cover=True)
     steps = np.diff(ticks)
     slack = 1e-6 * steps[0]
     assert ticks[0] <= low + slack and ticks[-1] >= low + width - slack and len(ticks) <= count + 2

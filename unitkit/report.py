@@ -15,8 +15,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unitkit import audio
+from unitkit.axis import round_ticks
 from unitkit.manifest import Utterance, atomic_text, read_manifest
-from unitkit.metrics.rows import METRICS, Kind, ScoreRow, read_scores
+from unitkit.metrics.rows import ScoreRow, kind, read_scores
 from unitkit.units import Units, UnitsHeader, bitrate, read_header, read_units
 
 AUDIO_BUDGET = 6_500_000  # bytes of FLAC in all: base64 adds a third, and a page over 10 MB is a nuisance to send
@@ -115,15 +116,20 @@ class Entry:
 
 
 def report_experiment(
-    exp: Path, reference: Path, out: Path, *, title: str, notes: str = "", max_items: int = 8
+    exp: Path, reference: Path, out: Path, *, title: str, notes: str = "", source: Path | None = None
 ) -> Path:
-    """Write the page of a recipe's experiment directory, which holds units/test.jsonl, synth/*, scores.jsonl.
+    """Write the page of a recipe's experiment directory: units/test.jsonl, synth/*, scores.jsonl, */metrics.jsonl.
 
-    Training logs are every */metrics.jsonl.  Systems come in the order frames, dedup, others, shuffled.
+    Systems come in the order frames, dedup, those of the scores, others, shuffled.  Of translations the reference is in
+    the target language, and `source` is the manifest of what was heard.
     """
-    order = {name: i for i, name in enumerate(("frames", "dedup", "", "shuffled"))}
-    found = sorted(exp.glob("synth/*/manifest.jsonl"), key=lambda p: (order.get(p.parent.name, 2), p.parent.name))
     scores = exp / "scores.jsonl"
+    scored = dict.fromkeys(row.system for row in read_scores(scores)) if scores.exists() else {}
+    first = ["frames", "dedup", *scored]
+    order = {name: i for i, name in enumerate(dict.fromkeys(first))} | {"shuffled": 10**6}
+    found = sorted(
+        exp.glob("synth/*/manifest.jsonl"), key=lambda p: (order.get(p.parent.name, len(first)), p.parent.name)
+    )
     return write_report(
         out,
         title=title,
@@ -132,8 +138,8 @@ def report_experiment(
         units=exp / "units" / "test.jsonl",
         metrics=sorted(exp.glob("*/metrics.jsonl")),
         scores=scores if scores.exists() else None,
-        max_items=max_items,
         notes=notes,
+        source=source,
     )
 
 
@@ -148,6 +154,7 @@ def write_report(
     scores: Path | None = None,
     max_items: int = 8,
     notes: str = "",
+    source: Path | None = None,
 ) -> Path:
     """Write one HTML file that needs no other file and asks nothing of the network; returns `out`.
 
@@ -159,6 +166,7 @@ def write_report(
         scores: score rows, one JSON object a line.
         max_items: utterances shown, spread evenly over the held-out ones from long to short.
         notes: plain text under the title; an empty line starts a paragraph.
+        source: of translations, the manifest of what was translated; played first.
 
     Raises:
         ReportError: no utterance is in the reference, the units and a system.
@@ -166,7 +174,7 @@ def write_report(
     """
     header = read_header(units)
     total = bitrate(read_units(units))
-    items, candidates = _items(systems, reference, units, header, max_items)
+    items, candidates = _items(systems, reference, units, header, max_items, source)
     rows = read_scores(scores) if scores else []
     page = (
         _environment()
@@ -229,17 +237,23 @@ def _facts(header: UnitsHeader, seconds: float, bps: float, dedup_bps: float, co
 
 
 def _items(
-    systems: Sequence[tuple[str, Path]], reference: Path, units: Path, header: UnitsHeader, max_items: int
+    systems: Sequence[tuple[str, Path]],
+    reference: Path,
+    units: Path,
+    header: UnitsHeader,
+    count: int,
+    source: Path | None,
 ) -> tuple[list[Item], int]:
     """The utterances shown, and how many there were to choose from."""
     lengths = {one.id: one.duration for one in read_units(units)}
     spoken = {name: {row.id: row for row in read_manifest(path)} for name, path in systems}
+    heard = {row.id: row for row in read_manifest(source)} if source else {}
     originals = {row.id: row for row in read_manifest(reference) if row.id in lengths}
     shared = [key for key in originals if any(key in rows for rows in spoken.values())]
     if not shared:
         names = ", ".join(name for name, _ in systems) or "no system"
         raise ReportError(f"no utterance is in {reference}, in {units} and in a synthesis manifest ({names})")
-    chosen = _spread({key: lengths[key] for key in shared}, max_items)
+    chosen = _spread({key: lengths[key] for key in shared}, count)
     encoded = {"original": _picked(units, chosen, header)}
     for name, path in systems:
         again = path.parent / "units.jsonl"
@@ -247,7 +261,8 @@ def _items(
     items: list[Item] = []
     spent = 0
     for key in chosen:
-        recordings = {"original": originals[key]} | {name: rows[key] for name, rows in spoken.items() if key in rows}
+        recordings = {"source": heard[key]} if key in heard else {}
+        recordings |= {"original": originals[key]} | {name: rows[key] for name, rows in spoken.items() if key in rows}
         item = _item(originals[key], recordings, {name: found.get(key) for name, found in encoded.items()})
         spent += sum(len(lane.source) for lane in item.lanes) * 3 // 4
         if items and spent > AUDIO_BUDGET:
@@ -279,7 +294,7 @@ def _item(original: Utterance, recordings: dict[str, Utterance], encoded: dict[s
         lanes.append(
             Lane(
                 name=name,
-                about="the recording" if name == "original" else SYSTEMS.get(name, ""),
+                about=_about(name, row=recordings[name], original=original),
                 source=_flac(wav, rate),
                 seconds=len(wav) / rate,
                 width=100 * len(wav) / rate / seconds,
@@ -287,8 +302,15 @@ def _item(original: Utterance, recordings: dict[str, Utterance], encoded: dict[s
                 strips=_strips(units, seconds) if units is not None else [],
             )
         )
-    ticks = [(100 * at / seconds, f"{at:g}") for at in _round_ticks(0, seconds, 8)]
+    ticks = [(100 * at / seconds, f"{at:g}") for at in round_ticks(0, seconds, 8)]
     return Item(original, lanes, peak, ticks)
+
+
+def _about(name: str, *, row: Utterance, original: Utterance) -> str:
+    """What a lane is, or the text of a translation, where it is not that of the original."""
+    if name == "original":
+        return "the recording"
+    return SYSTEMS.get(name) or (f"“{row.text}”" if row.text and row.text != original.text else "")
 
 
 def _sound(row: Utterance) -> tuple[np.ndarray, int]:
@@ -360,7 +382,7 @@ def _chart(name: str, series: dict[tuple[str, str], list[tuple[float, float]]], 
     shown = {kind: _thinned(series[split, key]) for split, key, kind in wanted if (split, key) in series}
     steps = [x for points in shown.values() for x, _ in points]
     values = [y for points in shown.values() for _, y in points]
-    y_ticks = _round_ticks(min(0.0, min(values)), _calm_top(shown), 5, cover=True)
+    y_ticks = round_ticks(min(0.0, min(values)), _calm_top(shown), 5, cover=True)
     right, bottom, top = max(steps), y_ticks[0], max(y_ticks[-1], y_ticks[0] + 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -368,19 +390,19 @@ def _chart(name: str, series: dict[tuple[str, str], list[tuple[float, float]]], 
 
     names = {"train": "train", "dev": "dev", "control": "dev, shuffled (control)"}
     lines = []
-    for kind, points in shown.items():
+    for line, points in shown.items():
         inside = list(dropwhile(lambda point: point[1] > top, points))
         placed = [place(x, y) for x, y in inside]
         dots = [(*at, f"step {x:.0f}: {y:.4g}") for at, (x, y) in zip(placed, inside, strict=True)]
         text = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         lines.append(
-            Line(names[kind], kind, text, dots if kind != "train" and len(dots) <= 60 else [], f"{points[-1][1]:.3g}")
+            Line(names[line], line, text, dots if line != "train" and len(dots) <= 60 else [], f"{points[-1][1]:.3g}")
         )
     return Chart(
         title=title,
         label=CURVES.get(name, name),
         lines=lines,
-        x_ticks=[(place(x, 0)[0], _short(x)) for x in _round_ticks(0, right, 5)],
+        x_ticks=[(place(x, 0)[0], _short(x)) for x in round_ticks(0, right, 5)],
         y_ticks=[(place(0, y)[1], f"{y:g}") for y in y_ticks],
     )
 
@@ -396,15 +418,6 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= POINTS:
         return points
     return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in np.array_split(np.array(points), POINTS)]
-
-
-def _round_ticks(low: float, high: float, count: int, *, cover: bool = False) -> list[float]:
-    """Some `count` round numbers from `low` on, the last at or just below `high`; with `cover`, at or above it."""
-    rough = max(high - low, 1e-9) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
-    first, last = math.floor(low / step), math.ceil(high / step - 1e-9) if cover else math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
 
 
 def _short(number: float) -> str:
@@ -431,13 +444,13 @@ def _entries(rows: Sequence[ScoreRow]) -> list[Entry]:
             groups.setdefault((row.split, row.metric, row.signature), []).append(row)
     table = []
     for (split, metric, signature), group in groups.items():
-        kind = METRICS.get(metric, Kind(metric, 3))
+        shown = kind(metric)
         entry = Entry(
             split=split,
-            title=kind.title,
-            reference=_shared([row.reference for row in group], kind.digits),
-            values={row.system: (_shown(row.value, kind.digits), _interval(row, kind.digits)) for row in group},
-            control=_shared([row.control for row in group], kind.digits),
+            title=shown.title,
+            reference=_shared([row.reference for row in group], shown.digits),
+            values={row.system: (_shown(row.value, shown.digits), _interval(row, shown.digits)) for row in group},
+            control=_shared([row.control for row in group], shown.digits),
             n=_shared([row.n for row in group], 0),
             signature=signatures.index(signature) + 1,
         )

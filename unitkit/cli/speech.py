@@ -56,8 +56,9 @@ def report(
     reference: Annotated[Path, typer.Option(help="Manifest of the original recordings.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")],
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Resynthesis from units",
+    source: Annotated[Path | None, typer.Option(help="Of translations: manifest of what was translated.")] = None,
 ) -> None:
     """Write one self-contained HTML page: players, unit timelines, curves, scores."""
     from unitkit.report import report_experiment
 
-    console.print(str(report_experiment(exp, reference, out, title=title).resolve()), soft_wrap=True)
+    console.print(str(report_experiment(exp, reference, out, title=title, source=source).resolve()), soft_wrap=True)

@@ -1,10 +1,10 @@
 """Scores of a sweep over layers as one SVG, readable on light and on dark backgrounds, without a drawing library."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from unitkit.axis import round_ticks
 from unitkit.metrics.rows import UNIT_METRICS
 from unitkit.sweep.cells import SweepRow
 from unitkit.sweep.specs import SweepError
@@ -71,15 +71,6 @@ def svg(rows: Sequence[SweepRow]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """Some `count` round numbers, the first at or below `low` and the last at or above `high`."""
-    rough = max(high - low, 1e-9) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
-
-
 @dataclass(frozen=True)
 class _Legend:
     parts: list[str]
@@ -143,7 +134,7 @@ def _panel(metric: str, curves: Sequence[Curve], look: _Look) -> list[str]:
     """Axes with their names, then every curve above its control."""
     layers = sorted({layer for curve in curves for layer, _ in curve.points if layer is not None})
     values = [value for curve in curves for _, value in [*curve.points, *curve.control]]
-    ticks = round_ticks(min(values), max(values), 5)
+    ticks = round_ticks(min(values), max(values), 5, cover=True)
     axes = _Axes(layers[0] if layers else 0, layers[-1] if layers else 0, ticks[0], ticks[-1])
     parts = [f'<text class="title ink" x="{LEFT}" y="24">{escape(UNIT_METRICS[metric].title)}</text>']
     for tick in ticks:

@@ -5,4 +5,4 @@
 # The stages are those of egs/prompts/s2st: ./run.sh --help lists them.
 egs=$(cd "$(dirname "$0")/../.." && pwd)
 exec "$egs/prompts/s2st/run.sh" home="$egs/fisher/s2st" reader=fisher corpus=downloads/fisher source=es target=en made=translations \
-    features=hubert-base layer=6 systems=paper baselines=random min_words=0 "$@"
+    features=hubert-base layer=6 units=100 systems=paper baselines=random min_words=0 "$@"

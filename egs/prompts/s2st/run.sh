@@ -33,9 +33,9 @@ normalise() { [[ " $systems " == *" normalised "* ]] || return 0 # target units 
     for s in train dev; do recipe normalise "$exp/normaliser" "$d/$s.target.jsonl" -o "$u/$s.normalised.jsonl"; done
     recipe normalise "$exp/normaliser" "$d/voices.dev.source.jsonl" -o "$u/voices.dev.normalised.jsonl" \
         --before "$u/voices.dev.source.jsonl" --reference "$u/voices.dev.target.jsonl"; }
-bart() { [[ " $systems " != *" pretrained "* ]] || s2ut bart "$u/%s.target.jsonl" "$u/%s.target.jsonl"; }
+bart() { [[ ! $systems =~ pretrained|normalised ]] || s2ut bart "$u/%s.target.jsonl" "$u/%s.target.jsonl"; }
 train() { for m in $systems; do side=target init=
-    [[ $m != normalised ]] || side=normalised; [[ $m != pretrained ]] || init=$exp/bart
+    case $m in normalised) side=normalised init=$exp/bart ;; pretrained) init=$exp/bart ;; esac
     s2ut "$m" "$d/%s.source.jsonl" "$u/%s.$side.jsonl" init="$init" "${overrides[@]}"; done; }
 translate() { for m in $systems; do say "$d/test.source.jsonl" "$m" "$m"; done; }
 baselines() { speak test.target resynthesis; for b in $baselines; do case $b in
@@ -45,6 +45,6 @@ baselines() { speak test.target resynthesis; for b in $baselines; do case $b in
 score() { local judged=($systems ${baselines//random/} resynthesis)
     unitkit score "${judged[@]/#/$out/}" --control "$out/random" --metrics "$metrics" --min-words "$min_words" --recognizer "$recognizer" \
         --lang "$target" --reference "$d/test.target.jsonl" --reference-units "$u/test.target.jsonl" -o "$exp/scores.jsonl"; }
-report() { unitkit report "$exp" --reference "$d/test.target.jsonl" -o "$exp/report.html" --title "Translation: $source to $target"; }
+report() { unitkit report "$exp" --reference "$d/test.target.jsonl" --source "$d/test.source.jsonl" -o "$exp/report.html" --title "Translation: $source to $target"; }
 
 run_stages data units encoder vocoder normalise bart train translate baselines score report

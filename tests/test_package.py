@@ -14,6 +14,8 @@ PUBLIC = {
     "AudioError",
     "FingerprintError",
     "Tokenizer",
+    "Translation",
+    "Translator",
     "UnitBPE",
     "Units",
     "Utterance",

@@ -1,4 +1,4 @@
-"""Beam search of our own over the decoder of a transformers MBart: the tokens of its `generate`, in a fraction of the time.
+"""Beam search of our own over the decoder of a transformers MBart: the tokens of its `generate`, in less time.
 
 Keys and values of the source are made once and shared by all beams of an utterance.  Those of the beams stay where they
 were written: every beam sees its own ancestors through a mask, so that nothing moves when beams are chosen, and what no
@@ -61,7 +61,7 @@ def beam_search(
     length_penalty: float = 1.0,
     stack: Stack | None = None,
 ) -> Found:
-    """Tokens up to eos and log probability / length ** `length_penalty`, for each row of `memory` (batch, positions, dim).
+    """Tokens up to eos and log probability / length ** penalty, for each row of `memory` (batch, positions, dim).
 
     The tokens are those of `inner.generate` with `num_beams=beam`, `early_stopping=False` (beam 1: greedy) and
     `max_new_tokens` of the row; the length counts the eos.  With a `stack`, `max_new` counts steps of r tokens: the
@@ -136,9 +136,10 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
 
 def _attend(queries: Tensor, past: Tensor, mask: Tensor | None, *, heads: int) -> Tensor:
     """Queries (batch * beam, dim) to sums of values, of keys and values (batch, slots, 2 dim)."""
-    q = queries.unflatten(1, (heads, -1)).unflatten(0, (len(past), -1)).transpose(1, 2)  # (batch, heads, beam, size)
-    k, v = past.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, heads, slots, size) each
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).flatten(0, 1)
+    batch, size = len(past), queries.shape[1] // heads
+    q = queries.view(batch, -1, heads, size).transpose(1, 2)  # (batch, heads, beam, size)
+    k, v = past.view(batch, -1, 2, heads, size).permute(2, 0, 3, 1, 4)  # (batch, heads, slots, size) each
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(queries.shape)
 
 
 class _Layer:
@@ -160,7 +161,7 @@ class _Layer:
         """Input (batch * beam, dim) to output; its keys and values go to the last of the `used` slots."""
         dim = x.shape[1]
         qkv = self.qkv(self.own_norm(x))
-        new = qkv[:, dim:].unflatten(0, (len(self.past), -1))
+        new = qkv[:, dim:].view(len(self.past), -1, 2 * dim)
         self.past[:, used - new.shape[1] : used] = new
         x = x + self.own_out(_attend(qkv[:, :dim], self.past[:, :used], visible, heads=self.heads))
         x = x + self.cross_out(_attend(self.query(self.cross_norm(x)), self.source, mask, heads=self.heads))

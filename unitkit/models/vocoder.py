@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -267,6 +267,46 @@ class UnitVocoder(nn.Module):
             return []
         ids = [self._ids(item, expanded=durations is not None) for item in units]
         frames = self._expand(ids, durations)
+        condition, mask = self._heard(frames, speaker, lang, f0, energy, f0_speaker)
+        wavs = torch.cat(list(self._chunks(condition, mask, CHUNK)), dim=1)
+        return [wav[: len(f) * self.config.hop].clone() for wav, f in zip(wavs, frames, strict=True)]
+
+    def stream(
+        self,
+        units: Units | Tensor | np.ndarray,
+        *,
+        seconds: float = 0.5,
+        speaker: str | None = None,
+        lang: str | None = None,
+        durations: str | Sequence[int] | Tensor | np.ndarray | None = None,
+        f0: np.ndarray | None = None,
+        energy: np.ndarray | None = None,
+        f0_speaker: str | None = None,
+    ) -> Iterator[Tensor]:
+        """What `generate` gives for one sequence, in pieces (samples,) of `seconds`, the first as soon as it is made.
+
+        Bad arguments raise here, not at the first piece; durations are predicted for the whole sequence at once.
+        """
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise VocoderError(f"seconds={seconds!r}: pieces have a positive length, such as 0.5")
+        size = max(1, round(seconds * self.config.rate_hz))  # a piece is at least one frame
+        lengths = durations if durations is None or isinstance(durations, str) else [durations]
+        with torch.inference_mode():
+            frames = self._expand([self._ids(units, expanded=durations is not None)], lengths)
+            contours, levels = (None if c is None else [c] for c in (f0, energy))
+            condition, mask = self._heard(frames, speaker, lang, contours, levels, f0_speaker)
+        return (piece[0].clone() for piece in self._chunks(condition, mask, size))
+
+    def _heard(
+        self,
+        frames: list[Tensor],
+        speaker: str | None,
+        lang: str | None,
+        f0: Sequence[np.ndarray] | None,
+        energy: Sequence[np.ndarray] | None,
+        f0_speaker: str | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The core's condition (batch, dim, frames) and its mask (batch, 1, frames), None where nothing is padded."""
         padded, mask = _pad(frames, self.device)
         contours, stats = None, self.config.f0_stats.get(f0_speaker or speaker or (*self.config.speakers, "")[0])
         if self.f0 is not None:
@@ -282,18 +322,17 @@ class UnitVocoder(nn.Module):
             f0=_pad_like(contours, mask, what="f0"),
             energy=_pad_like(levels, mask, what="energy"),
         )
-        wavs = self._in_chunks(condition, None if bool(mask.all()) else mask[:, None].float())
-        return [wav[: len(f) * self.config.hop].clone() for wav, f in zip(wavs, frames, strict=True)]
+        return condition, None if bool(mask.all()) else mask[:, None].float()
 
-    def _in_chunks(self, condition: Tensor, mask: Tensor | None) -> Tensor:
-        """The core on CHUNK frames at a time with all the context that matters: bounded memory, the same wav."""
-        pieces, hop, total = [], self.config.hop, condition.shape[2]
-        for start in range(0, total, CHUNK):
-            stop = min(start + CHUNK, total)
+    @torch.inference_mode()
+    def _chunks(self, condition: Tensor, mask: Tensor | None, size: int) -> Iterator[Tensor]:
+        """The core on `size` frames at a time with all the context that matters: bounded memory, the same wav."""
+        hop, total = self.config.hop, condition.shape[2]
+        for start in range(0, total, size):
+            stop = min(start + size, total)
             seen = slice(max(0, start - self.core.margin), stop + self.core.margin)
             wav = self.core(condition[:, :, seen], None if mask is None else mask[:, :, seen]).float().cpu()
-            pieces.append(wav[:, (start - seen.start) * hop : (stop - seen.start) * hop])
-        return torch.cat(pieces, dim=1)
+            yield wav[:, (start - seen.start) * hop : (stop - seen.start) * hop]
 
     def checksum(self) -> str:
         """12 hex digits that change with the config or any weight."""

@@ -1,20 +1,21 @@
-"""Whole systems with one call: load a directory, call it.  Also bulk synthesis and what `unitkit info` prints."""
+"""Units to speech: the vocoder as a whole system, and a unit file spoken into a directory."""
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
 from unitkit.recording import read_speech
-from unitkit.tokenizer import Tokenizer, pick_device
-from unitkit.units import FingerprintError, Units, UnitsHeader, bitrate, check_fingerprint, read_header, read_units
+from unitkit.tokenizer import pick_device
+from unitkit.units import Units, check_fingerprint, read_header, read_units
 
 if TYPE_CHECKING:
     from unitkit.models.vocoder import UnitVocoder
@@ -66,14 +67,7 @@ class Vocoder:
         Raises:
             FingerprintError: the units come from another tokenizer than the vocoder's.
         """
-        if isinstance(durations, str) and durations not in ("predicted", "frames"):
-            raise ValueError(f"durations {durations!r}: known are 'frames', 'predicted', or an array of frames")
-        check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
-        given = None if durations is None or isinstance(durations, str) else np.asarray(durations)
-        if given is not None:
-            units = units.expand(given)
-        elif durations is not None and durations == "predicted" and not units.reduced:
-            units, _ = units.dedup()
+        units = self._ready(units, durations)
         if units.n_frames == 0:
             return np.zeros(0, np.float32)
         (wav,) = self.model.generate(
@@ -85,6 +79,49 @@ class Vocoder:
             energy=None if energy is None else [energy],
         )
         return wav.numpy()
+
+    def stream(
+        self,
+        units: Units,
+        *,
+        seconds: float = 0.5,
+        speaker: str | None = None,
+        lang: str | None = None,
+        f0: np.ndarray | None = None,
+        energy: np.ndarray | None = None,
+        durations: str | np.ndarray | None = None,
+    ) -> Iterator[np.ndarray]:
+        """What a call gives, in pieces (samples,) of `seconds`, each as soon as it is made."""
+        units = self._ready(units, durations)
+        if units.n_frames == 0:
+            return iter(())
+        pieces = self.model.stream(
+            units,
+            seconds=seconds,
+            speaker=speaker,
+            lang=lang,
+            durations="predict" if units.reduced else None,
+            f0=f0,
+            energy=energy,
+        )
+        return (piece.numpy() for piece in pieces)
+
+    def durations(self, units: Units) -> np.ndarray:
+        """Frames (runs,) int64 that a call would give each of the reduced `units`."""
+        check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
+        if not len(units):
+            return np.zeros(0, np.int64)
+        (frames,) = self.model.predict_durations([torch.from_numpy(units.ids).to(self.model.device)])
+        return frames.cpu().numpy()
+
+    def _ready(self, units: Units, durations: str | np.ndarray | None) -> Units:
+        """Units to speak as they are: at frame level, or reduced where the durations are to be predicted."""
+        if isinstance(durations, str) and durations not in ("predicted", "frames"):
+            raise ValueError(f"durations {durations!r}: known are 'frames', 'predicted', or an array of frames")
+        check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
+        if durations is not None and not isinstance(durations, str):
+            return units.expand(np.asarray(durations))
+        return units.dedup()[0] if durations == "predicted" and not units.reduced else units
 
 
 def synthesise(
@@ -109,12 +146,12 @@ def synthesise(
     check_fingerprint(vocoder.tokenizer, read_header(units).tokenizer, what=str(units))
     rows = {row.id: row for row in read_manifest(like)} if like else {}
     settings = _synthesis_settings(vocoder, units, durations, speaker, lang, shuffle)
-    reuse = _same_settings(out, settings)
+    reuse = same_settings(out, settings)
     made: list[Utterance] = []
     for one in read_units(units):
         row = rows.get(one.id, Utterance(one.id, ""))
         row = replace(row, speaker=speaker or row.speaker, lang=lang or row.lang)
-        path = out / "wav" / f"{_file_name(one.id)}.wav"
+        path = out / "wav" / f"{file_name(one.id)}.wav"
         if not (reuse and path.exists()):
             f0, energy = _prosody(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
@@ -154,7 +191,7 @@ def _known(name: str | None, names: tuple[str, ...], asked: str | None) -> str |
     return asked or (name if len(names) > 1 else None)
 
 
-def _file_name(utterance: str) -> str:
+def file_name(utterance: str) -> str:
     """A flat, readable and unique file name for an id that may hold slashes."""
     flat = re.sub(r"[^\w.-]+", "_", utterance)
     return flat if flat == utterance else f"{flat}-{sha256(utterance.encode()).hexdigest()[:6]}"
@@ -174,76 +211,18 @@ def _synthesis_settings(
     }
 
 
-def _same_settings(out: Path, settings: dict[str, object]) -> bool:
-    """Whether wavs in `out` were made with `settings`; notes them there otherwise."""
-    note = out / "synthesis.json"
+def same_settings(out: Path, settings: dict[str, object], *, files: Sequence[str] = ("manifest.jsonl",)) -> bool:
+    """Whether wavs in `out` were made with `settings`; notes them there otherwise, and removes what others made.
+
+    A folder that was not made by synthesis, but has wavs or one of the `files` that will be written, is refused.
+    """
+    note, wavs = out / "synthesis.json", list((out / "wav").glob("*.wav"))
     if note.exists() and json.loads(note.read_text()) == settings:
         return True
+    if not note.exists() and (there := [*(out / name for name in files if (out / name).exists()), *wavs]):
+        raise ValueError(f"{there[0]} was not made by synthesis and would be overwritten: give a directory of its own")
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (out / "wav").glob("*.wav"):
+    for stale in wavs:
         stale.unlink()
     note.write_text(json.dumps(settings, indent=1) + "\n")
     return False
-
-
-def header_of(tokenizer: str, *, n_units: int | None = None, rate_hz: float = 50.0) -> UnitsHeader:
-    """The unit-file header of a tokenizer given by directory, bundled name, or bare 12-hex fingerprint."""
-    if not re.fullmatch(r"[0-9a-f]{12}", tokenizer):
-        return Tokenizer.load(tokenizer, device="cpu").header()
-    if n_units is None:
-        raise ValueError(f"a bare fingerprint ({tokenizer}) does not say how many units there are: add --units")
-    return UnitsHeader(tokenizer, rate_hz, n_units)
-
-
-def tokenizer_facts(tokenizer: Tokenizer) -> dict[str, object]:
-    """What `unitkit info` says of a tokenizer."""
-    facts: dict[str, object] = {
-        "fingerprint": tokenizer.fingerprint,
-        "units": f"{tokenizer.n_units} × {tokenizer.codebooks} codebook(s) at {tokenizer.rate_hz:g} Hz",
-        "sample rate": f"{tokenizer.sample_rate} Hz",
-    }
-    facts |= {f"encoder {name}": value for name, value in tokenizer.encoder.settings().items()}
-    report = {name: value for name, value in tokenizer.quantizer.report.items() if name != "per_codebook"}
-    return facts | {f"k-means {name}": value for name, value in report.items()}
-
-
-def describe(path: str) -> tuple[str, dict[str, object]]:
-    """Title and facts of a tokenizer, unit file, manifest, model directory or audio file; for `unitkit info`."""
-    at = Path(path)
-    if not at.exists():
-        return "tokenizer", tokenizer_facts(Tokenizer.load(path, device="cpu"))
-    if at.is_dir():
-        return _describe_directory(at)
-    if at.suffix != ".jsonl":
-        return "audio", asdict(audio.info(at))
-    first = at.open(encoding="utf-8").readline()
-    if '"unitkit"' in first:
-        header = read_header(at)
-        rate = bitrate(read_units(at))
-        return "units", asdict(header) | {"utterances": sum(1 for _ in read_units(at))} | asdict(rate)
-    rows = list(read_manifest(at))
-    seconds = sum(row.duration or 0.0 for row in rows)
-    speakers, langs = ({getattr(row, name) for row in rows if getattr(row, name)} for name in ("speaker", "lang"))
-    words = sum(len((row.text or "").split()) for row in rows)
-    return "manifest", {
-        "utterances": len(rows),
-        "minutes": seconds / 60,
-        "speakers": ", ".join(sorted(speakers)) or "not given",
-        "languages": ", ".join(sorted(langs)) or "not given",
-        "words": words,
-    }
-
-
-def _describe_directory(at: Path) -> tuple[str, dict[str, object]]:
-    if (at / "tokenizer.json").exists():
-        return "tokenizer", tokenizer_facts(Tokenizer.load(at, device="cpu"))
-    if (at / "config.yaml").exists() and (at / "model.safetensors").exists():
-        vocoder = Vocoder.load(at, device="cpu")
-        size = sum(p.numel() for p in vocoder.model.parameters())
-        return "vocoder", {"parameters": f"{size / 1e6:.2f} M"} | asdict(vocoder.model.config)
-    if (at / "manifest.jsonl").exists():
-        return describe(str(at / "manifest.jsonl"))
-    raise ValueError(f"{at}: neither a tokenizer, a model, nor a synthesis directory")
-
-
-__all__ = ["FingerprintError", "Vocoder", "describe", "header_of", "synthesise", "tokenizer_facts"]

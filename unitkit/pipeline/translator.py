@@ -1,0 +1,447 @@
+"""Speech to speech in another language through units: one call, and many recordings into a directory."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self, TypeAlias, overload
+
+import numpy as np
+from torch import Tensor, from_numpy
+
+from unitkit import audio
+from unitkit import config as configs
+from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
+from unitkit.manifest import Utterance, read_manifest, write_manifest
+from unitkit.pipeline.speak import Vocoder, file_name, same_settings
+from unitkit.recording import Recording, of_utterance
+from unitkit.text import Letters
+from unitkit.tokenizer import pick_device
+from unitkit.units import Units, UnitsHeader, check_fingerprint, read_units, write_units
+
+if TYPE_CHECKING:
+    from unitkit.models.listen import Listener
+    from unitkit.models.seq2seq import Hypothesis, Seq2Seq
+
+Speech: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
+BATCH = 8  # utterances decoded together
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """What was said in the other language; `wav` is empty where the model finds nothing to say."""
+
+    wav: np.ndarray  # (samples,) float32
+    sample_rate: int
+    units: Units  # reduced
+    durations: np.ndarray  # (runs,) frames of each unit, as they were spoken
+    text: str | None  # of the model's own text output, None if it has none
+    score: float  # log probability of the units by their number
+
+    @property
+    def frames(self) -> Units:
+        """The units at frame level."""
+        return self.units.expand(self.durations)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Features (frames, dim) of a recording; `name` is for errors, `label` becomes the id of the units."""
+
+    features: Tensor
+    name: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Translator:
+    """Speech to speech: `Translator.load("exp/s2ut")("es.wav")` gives a `Translation`."""
+
+    model: "Seq2Seq"
+    listener: "Listener | None"  # None: a model of text, which reads what the rows of a manifest say
+    vocoder: Vocoder
+
+    def __post_init__(self) -> None:
+        """Refuse a vocoder of other units, or one that needs what a translation does not have."""
+        c = self.vocoder.model.config
+        check_fingerprint(self.model.config.tokenizer, self.vocoder.tokenizer, what="the vocoder for this translator")
+        if self.model.config.reduced and self.vocoder.model.durations is None:
+            raise ValueError("this translator makes reduced units: take a vocoder with durations=true")
+        if c.f0 or c.energy:
+            raise ValueError("this vocoder takes F0 or energy of a recording: take one with f0=false energy=false")
+        if self.listener is not None and self.listener.dim != self.model.config.features_dim:
+            raise ValueError(
+                f"the listener gives {self.listener.dim} numbers a frame, the model takes "
+                f"{self.model.config.features_dim}: they do not belong together"
+            )
+
+    @classmethod
+    def load(cls, directory: str | Path, *, vocoder: str | Path | None = None, device: str = "auto") -> "Translator":
+        """Load a model directory of `recipes/train_s2ut.py`; `vocoder` is another directory than its own vocoder/."""
+        from unitkit.models.listen import Listener
+        from unitkit.models.seq2seq import Seq2Seq
+
+        folder, where = Path(directory), pick_device(device)
+        model = Seq2Seq.load(folder, device=where)
+        reads, hears = model.config.source == "text", (folder / "listener").is_dir()
+        if not reads and (model.config.source != "features" or not hears):
+            raise ValueError(
+                f"{folder} cannot hear: its source is {model.config.source} and it has {'a' if hears else 'no'} "
+                "listener/; a translator of speech has source=features and a listener; train_s2ut.py writes both"
+            )
+        voice = Path(vocoder) if vocoder is not None else folder / "vocoder"
+        if not voice.is_dir():
+            raise ValueError(f"{voice}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
+        listener = None if reads else Listener.load(folder / "listener", device=where)
+        return cls(model, listener, Vocoder.load(voice, device=where))
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the wavs it makes."""
+        return self.vocoder.sample_rate
+
+    @overload
+    def __call__(
+        self,
+        speech: list[Any] | tuple[Any, ...],
+        *,
+        beam: int = 10,
+        speaker: str | None = None,
+        batch: int = BATCH,
+        rate: int | None = None,
+    ) -> list[Translation]: ...
+    @overload
+    def __call__(
+        self,
+        speech: Speech,
+        *,
+        beam: int = 10,
+        speaker: str | None = None,
+        batch: int = BATCH,
+        rate: int | None = None,
+    ) -> Translation: ...
+    def __call__(
+        self, speech: Any, *, beam: int = 10, speaker: str | None = None, batch: int = BATCH, rate: int | None = None
+    ) -> Translation | list[Translation]:
+        """Translate a recording, or a list of them with the same results as one by one.
+
+        Args:
+            speech: path, `Utterance` or wav (samples,) at `rate` Hz.
+            beam: hypotheses kept in the search; 1 is greedy.
+            speaker: whose voice, where the vocoder knows several.
+            batch: recordings decoded together.
+            rate: of wavs; by default the listener's (16 kHz).
+
+        Raises:
+            AudioError: a recording is damaged, too short or too long; names it.
+        """
+        _check_sizes(beam, batch)
+        given = list(speech) if isinstance(speech, list | tuple) else [speech]
+        who = self.voice(speaker)
+        heard = [self._hear(one, rate) for one in given]
+        found = self._search(heard, beam, batch)
+        made = [self._say(h, one.label, who) for h, one in zip(found, heard, strict=True)]
+        return made if isinstance(speech, list | tuple) else made[0]
+
+    def stream(
+        self,
+        speech: Speech,
+        *,
+        beam: int = 10,
+        seconds: float = 0.5,
+        speaker: str | None = None,
+        rate: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """The wav of a call in pieces (samples,) of `seconds`, spoken as soon as all the units are found."""
+        _check_sizes(beam, 1)
+        who, heard = self.voice(speaker), self._hear(speech, rate)
+        (found,) = self._search([heard], beam, 1)
+        units, durations = self._timed(found, heard.label)
+        return self.vocoder.stream(units, durations=durations, seconds=seconds, speaker=who, lang=self._lang)
+
+    def voice(self, speaker: str | None, *, of: str | None = None) -> str | None:
+        """Whose voice to take: `speaker`, or the one `of` the recording if the vocoder knows it; else an error."""
+        known = self.vocoder.model.config.speakers
+        if speaker is None and len(known) < 2:
+            return None
+        name = speaker if speaker is not None else of if of in known else None
+        if name not in known:
+            names = ", ".join(known) or "no names"
+            raise ValueError(f"speaker {speaker!r}: this vocoder knows {names}; choose with speaker= (--speaker)")
+        return name
+
+    def settings(self) -> dict[str, object]:
+        """All that changes a translation, but for the arguments of the call; fit for JSON."""
+        facts = {
+            "model": _checksum(self.model),
+            "listener": self.listener.settings() if self.listener is not None else "text",
+            "vocoder": self.vocoder.model.checksum(),
+            "tokenizer": self.vocoder.tokenizer,
+        }
+        return dict(json.loads(json.dumps(facts, default=str)))
+
+    @property
+    def _lang(self) -> str | None:
+        return self.model.config.target_lang if len(self.vocoder.model.config.langs) > 1 else None
+
+    def _read(self, speech: Speech) -> _Heard:
+        if not isinstance(speech, Utterance) or not speech.text:
+            raise ValueError(
+                f"{getattr(speech, 'id', speech)!r}: this model reads text: give a manifest whose rows have it"
+            )
+        tokens = Letters(self.model.config.source_letters).encode(speech.text)
+        if not len(tokens):
+            raise ValueError(f"{speech.id}: {speech.text!r} has no letter that this model knows")
+        return _Heard(from_numpy(tokens), speech.id, speech.id)
+
+    def _hear(self, speech: Speech, rate: int | None = None) -> _Heard:
+        if self.listener is None:
+            return self._read(speech)
+        hz = self.listener.sample_rate
+        if isinstance(speech, np.ndarray | Tensor):
+            wav = _checked_wav(speech, rate or hz, hz)
+            recording = Recording(lambda: iter([wav]), name="the wav")
+        else:
+            path = speech if isinstance(speech, Utterance) else Utterance(Path(speech).stem, os.fspath(speech))
+            recording = of_utterance(path, hz)
+        recording.hold(self.listener.encoder)
+        wav = recording.wav if recording.wav is not None else np.concatenate(list(recording()))
+        if not np.isfinite(wav).all():
+            raise audio.AudioError(recording.name, "holds NaN or infinity")
+        features, c = self.listener(wav), self.model.config
+        if (most := c.max_positions * 2 ** len(c.conv_kernels)) < len(features):
+            found, allowed = (n / self.listener.rate_hz for n in (len(features), most))
+            raise audio.AudioError(
+                recording.name, f"too long: {found:.1f} s, but this model takes {allowed:.1f} s at most"
+            )
+        return _Heard(features, recording.name, recording.label)
+
+    def _search(self, heard: Sequence[_Heard], beam: int, batch: int) -> list["Hypothesis"]:
+        """The best hypothesis of each, decoded in batches of similar length."""
+        order = sorted(range(len(heard)), key=lambda i: -len(heard[i].features))
+        found: dict[int, Hypothesis] = {}
+        for start in range(0, len(order), batch):
+            group = order[start : start + batch]
+            made = self.model.generate([heard[i].features for i in group], beam=beam)
+            found |= dict(zip(group, made, strict=True))
+        return [found[i] for i in range(len(heard))]
+
+    def _timed(self, found: "Hypothesis", label: str) -> tuple[Units, np.ndarray]:
+        """Reduced units and their durations (runs,) in frames."""
+        c = self.model.config
+        # A model of reduced units may still say one twice; a run is one unit to the vocoder's durations.
+        units, durations = Units(found.units, c.rate_hz, c.n_units, c.tokenizer, label).dedup()
+        return units, self.vocoder.durations(units) if c.reduced else durations
+
+    def _say(self, found: "Hypothesis", label: str, speaker: str | None) -> Translation:
+        units, durations = self._timed(found, label)
+        wav = self.vocoder(units, durations=durations, speaker=speaker, lang=self._lang)
+        return Translation(wav, self.sample_rate, units, durations, found.texts.get("target_text"), found.score)
+
+
+def _check_sizes(beam: int, batch: int) -> None:
+    for name, value in (("beam", beam), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: at least 1")
+
+
+def _checked_wav(wav: np.ndarray | Tensor, rate: int, wanted: int) -> np.ndarray:
+    """Samples at the `wanted` rate; finite ones are asked for later, as of files."""
+    data = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
+    if data.ndim != 1 or data.dtype.kind != "f":
+        raise ValueError(f"a wav is float (samples,) in -1..1, mono, not {data.dtype} of shape {data.shape}")
+    data = data.astype(np.float32, copy=False)
+    return data if rate == wanted else audio.resample(data, rate, wanted)
+
+
+def _checksum(model: "Seq2Seq") -> str:
+    """12 hex digits that change with the config or any weight."""
+    digest = sha256(configs.to_yaml(model.config).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+# -------------------------------------------------------------------------------------------- many recordings
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recording done: what was said (`units` at frame level), `kept` from an earlier run, or why it is `bad`."""
+
+    source: Utterance
+    units: Units | None = None
+    text: str | None = None
+    kept: bool = False
+    bad: str | None = None
+
+
+@dataclass
+class Translated:
+    """What one call did: recordings `made` now or `kept` from before, and the bad ones with the reason."""
+
+    made: int = 0
+    kept: int = 0
+    bad: list[tuple[Utterance, str]] = field(default_factory=list)
+    seconds: float = 0.0  # of speech made now
+
+
+def translate(
+    translator: Translator,
+    utterances: Sequence[Utterance],
+    out: str | Path,
+    *,
+    beam: int = 10,
+    batch: int = BATCH,
+    speaker: str | None = None,
+    on_progress: Callable[[Step], None] | None = None,
+) -> Translated:
+    """Translate recordings into the directory `out`: manifest.jsonl + wavs, units.jsonl, and the sources' source.jsonl.
+
+    Rows have the sources' ids and order, the target language and the model's text; units are at frame level, as spoken.
+    Without `speaker`, a vocoder that knows the voice of a source takes it.  Interrupted work goes on; what was made of
+    the same recording with the same settings is kept.  Bad recordings are left out, and listed in the result and
+    in manifest.rejects.jsonl.
+    """
+    out = Path(out)
+    _check_sizes(beam, batch)
+    refuse_duplicates(utterances)
+    voices = {u.id: translator.voice(speaker, of=u.speaker) for u in utterances}
+    out.mkdir(parents=True, exist_ok=True)
+    summary, rows = Translated(), {}
+    with locked(out / "manifest.jsonl"), _Log(out, translator, beam, speaker) as log:
+        for step in _steps(translator, utterances, log, voices, beam, batch):
+            if step.bad is not None:
+                summary.bad.append((step.source, step.bad))
+            elif step.units is not None:
+                rows[step.source.id] = step
+                summary.kept += step.kept
+                summary.made += not step.kept
+                summary.seconds += 0.0 if step.kept else step.units.duration
+            if on_progress:
+                on_progress(step)
+        reasons = {u.id: why for u, why in summary.bad}
+        summary.bad = [(u, reasons[u.id]) for u in utterances if u.id in reasons]
+        log.finish([rows[u.id] for u in utterances if u.id in rows], summary.bad)
+    return summary
+
+
+def _steps(
+    translator: Translator,
+    utterances: Sequence[Utterance],
+    log: "_Log",
+    voices: dict[str, str | None],
+    beam: int,
+    batch: int,
+) -> Iterator[Step]:
+    """Recordings as they are done: those there already, then the others from long to short, a batch at a time."""
+    left = []
+    for utterance in utterances:
+        if (step := log.kept(utterance)) is not None:
+            yield step
+        else:
+            left.append(utterance)
+    if batch > 1:
+        left.sort(key=lambda u: -(u.duration or 0.0))
+    for start in range(0, len(left), batch):
+        group = left[start : start + batch]
+        heard: dict[str, _Heard] = {}
+        for utterance in group:
+            try:
+                heard[utterance.id] = translator._hear(utterance)
+            except (ValueError, OSError) as error:
+                yield Step(utterance, bad=_named(utterance, error))
+        found = translator._search(list(heard.values()), beam, batch)
+        for utterance, best in zip((u for u in group if u.id in heard), found, strict=True):
+            yield log.add(utterance, translator._say(best, utterance.id, voices[utterance.id]))
+
+
+def _named(utterance: Utterance, error: Exception) -> str:
+    return str(error) if utterance.audio in str(error) else f"{utterance.audio}: {error}"
+
+
+class _Log:
+    """What `out` holds: rows of finished files, and those that an interrupted run noted in `.partial`."""
+
+    def __init__(self, out: Path, translator: Translator, beam: int, speaker: str | None) -> None:
+        self.out, self.reads, c = out, translator.listener is None, translator.model.config
+        self.lang, self.header = c.target_lang or None, UnitsHeader(c.tokenizer, c.rate_hz, c.n_units)
+        self.partial = out / "manifest.jsonl.partial"
+        files = ("manifest.jsonl", "source.jsonl", "units.jsonl")
+        if not same_settings(out, translator.settings() | {"beam": beam, "speaker": speaker}, files=files):
+            self.partial.unlink(missing_ok=True)
+            (out / "manifest.jsonl").unlink(missing_ok=True)
+        self._rows = {step.source.id: step for step in (*self._finished(), *self._noted())}
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._file = open(self.partial, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def path(self, utterance: Utterance) -> Path:
+        """Where the wav of an utterance stands."""
+        return self.out / "wav" / f"{file_name(utterance.id)}.wav"
+
+    def kept(self, utterance: Utterance) -> Step | None:
+        """What was made of the same part of the same file and speaker, unless the file has changed since."""
+        row, wav = self._rows.get(utterance.id), self.path(utterance)
+        if row is None or self._part(row.source) != self._part(utterance) or not wav.exists():
+            return None
+        if not os.path.exists(utterance.audio) or os.path.getmtime(utterance.audio) > wav.stat().st_mtime:
+            return None
+        return replace(row, source=utterance, kept=True)
+
+    def _part(self, utterance: Utterance) -> tuple[str | float | None, ...]:
+        """Which samples an utterance is, and whose, or its text; its duration only counts where it cuts."""
+        cut = utterance.duration if utterance.start is not None else None
+        said = utterance.text if self.reads else None
+        return os.path.realpath(utterance.audio), utterance.start, cut, utterance.speaker, said
+
+    def add(self, utterance: Utterance, made: Translation) -> Step:
+        """Write the wav, then note what it is."""
+        audio.write(self.path(utterance), made.wav, made.sample_rate)
+        step = Step(utterance, made.frames, made.text)
+        row = {"source": asdict(utterance), "units": made.frames.ids.tolist(), "text": made.text}
+        assert self._file is not None
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        return step
+
+    def finish(self, steps: Sequence[Step], bad: Sequence[tuple[Utterance, str]]) -> None:
+        """Write the files of the directory; the manifest last, for with it all is done."""
+        write_rejects(rejects_of(self.out / "manifest.jsonl"), bad)
+        write_units(self.out / "units.jsonl", self.header, (s.units for s in steps if s.units is not None))
+        write_manifest(self.out / "source.jsonl", (s.source for s in steps))
+        write_manifest(self.out / "manifest.jsonl", (self._row(s) for s in steps))
+        self.partial.unlink()
+
+    def _row(self, step: Step) -> Utterance:
+        seconds = step.units.duration if step.units is not None else 0.0
+        return Utterance(step.source.id, str(self.path(step.source)), seconds, lang=self.lang, text=step.text)
+
+    def _finished(self) -> Iterator[Step]:
+        names = [self.out / f"{name}.jsonl" for name in ("manifest", "source", "units")]
+        if not all(path.exists() for path in names):
+            return
+        texts = {row.id: row.text for row in read_manifest(names[0])}
+        units = {one.id: one for one in read_units(names[2], tokenizer=self.header.tokenizer)}
+        for source in read_manifest(names[1]):
+            if source.id in texts and source.id in units:
+                yield Step(source, units[source.id], texts[source.id])
+
+    def _noted(self) -> Iterator[Step]:
+        if not self.partial.exists():
+            return
+        with open(self.partial, "r+b") as file:
+            whole = file.read().rpartition(b"\n")[0]
+            file.truncate(len(whole) + 1 if whole else 0)  # the last line may be torn
+        for line in whole.splitlines():
+            row = json.loads(line)
+            source = Utterance(**row["source"])
+            yield Step(source, self.header.units(row["units"], source.id), row["text"])

@@ -223,6 +223,22 @@ def test_parts_that_do_not_belong_together_are_refused(bundle: Path, tmp_path: P
         Translator.load(deaf, vocoder=bundle / "vocoder", device="cpu")
 
 
+def test_a_model_of_text_speaks_what_rows_say(bundle: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    Seq2Seq(replace(SMALL, source="text", source_letters=LETTERS, heads={})).save(tmp_path / "t2u")
+    speaks = Translator.load(tmp_path / "t2u", vocoder=bundle / "vocoder", device="cpu")
+    rows = [replace(row, text=text) for row, text in zip(ROWS, ("abc", "fed", None, "???"), strict=False)]
+    done = translate(speaks, rows, tmp_path / "out", beam=2)
+    assert (done.made, [row.id for row, _ in done.bad]) == (2, [rows[2].id, rows[3].id])
+    assert "reads text" in done.bad[0][1] and "no letter" in done.bad[1][1]
+    (first, _) = read_units(tmp_path / "out" / "units.jsonl")
+    assert np.array_equal(first.ids, speaks(rows[0], beam=2).frames.ids)
+    rows[0] = replace(rows[0], text="cab")
+    assert translate(speaks, rows[:2], tmp_path / "out", beam=2).kept == 1
+    with pytest.raises(ValueError, match="reads text"):
+        speaks("abc")
+
+
 def test_the_voice_is_asked_for_or_the_sources(translator: Translator, tmp_path: Path) -> None:
     speaker = str(ROWS[0].speaker)
     vocoder(speakers=(speaker, "june"), speaker_dim=4, langs=("es", "en"), lang_dim=4).save(tmp_path / "voice")

@@ -423,6 +423,8 @@ def build(config: Config) -> tuple[Hearing | Seq2Seq, Listener | None, Sets]:
         listener = Listener.make(config.features, config.layer if config.layer >= 0 else None, engine=_engine(config))
     model_config, sets = read_sets(config, listener)
     model = Seq2Seq(model_config)
+    if config.fit.device == "cpu" or not torch.cuda.is_available():
+        model.plain_attention()
     if config.init:
         taken = model.start_from(Seq2Seq.load(config.init), parts=config.init_parts)
         print(f"{len(taken)} weights are those of {config.init}", file=sys.stderr)

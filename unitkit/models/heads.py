@@ -82,7 +82,7 @@ def _decoder(config: HeadConfig, size: int) -> nn.Module:
             decoder_attention_heads=config.attention_heads,
             decoder_ffn_dim=config.hidden,
             dropout=config.dropout,
-            attention_dropout=config.dropout,
+            attention_dropout=0.0,
             activation_function="relu",
             max_position_embeddings=1024,
             scale_embedding=True,

@@ -36,7 +36,7 @@ normalise() { [[ " $systems " == *" normalised "* ]] || return 0 # target units 
 bart() { [[ ! $systems =~ pretrained|normalised ]] || s2ut bart "$u/%s.target.jsonl" "$u/%s.target.jsonl"; }
 train() { for m in $systems; do side=target init=
     case $m in normalised) side=normalised init=$exp/bart ;; pretrained) init=$exp/bart ;; esac
-    s2ut "$m" "$d/%s.source.jsonl" "$u/%s.$side.jsonl" init="$init" "${overrides[@]}"; done; }
+    s2ut "$m" "$d/%s.source.jsonl" "$u/%s.$side.jsonl" ${init:+init="$init"} "${overrides[@]}"; done; }
 translate() { for m in $systems; do say "$d/test.source.jsonl" "$m" "$m"; done; }
 baselines() { speak test.target resynthesis; for b in $baselines; do case $b in
     copy) copied copy ;; random) copied random --random 0 ;; # the nearest training source's target; any one's: the control

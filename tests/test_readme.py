@@ -51,8 +51,10 @@ def test_a_bash_block_runs_after_the_first(block: str, tmp_path: Path, env: dict
 
 
 def test_the_python_blocks_run_in_order(tmp_path: Path, env: dict[str, str]) -> None:
-    """After the first bash block, whose units they read; the vocoder they load is a tiny one trained here."""
-    _train(tmp_path, env, ["model.istft.dim=16", "model.istft.blocks=1", "fit.max_steps=2", "fit.tensorboard=false"])
+    """After the first bash block, whose units they read; the models they load are tiny ones trained here."""
+    steps = ["fit.max_steps=2", "fit.tensorboard=false"]
+    _train(tmp_path, env, ["model.istft.dim=16", "model.istft.blocks=1", *steps])
+    _train_translator(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "model.hidden=16", *steps])
     python = "".join(block for kind, block in BLOCKS if kind == "python")
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, check=True)
 
@@ -63,3 +65,13 @@ def _train(folder: Path, env: dict[str, str], settings: list[str]) -> None:
     subprocess.run(["unitkit", "encode", samples, "-o", units], cwd=folder, env=env, check=True)
     recipe = [sys.executable, str(ROOT / "recipes" / "train_vocoder.py"), "out=exp/vocoder"]
     subprocess.run([*recipe, *files, *settings], cwd=folder, env=env, check=True)
+
+
+def _train_translator(folder: Path, env: dict[str, str], settings: list[str]) -> None:
+    """From English to English, for want of a second language in the samples."""
+    samples, units = "samples/en/dev.jsonl", "exp/readme/en.jsonl"
+    files = [
+        f"{split}_{side}={path}" for split in ("train", "dev") for side, path in (("source", samples), ("units", units))
+    ]
+    recipe = [sys.executable, str(ROOT / "recipes" / "train_s2ut.py"), "out=exp/s2ut", *files, *settings]
+    subprocess.run(recipe, cwd=folder, env=env, check=True)

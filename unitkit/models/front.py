@@ -1,0 +1,65 @@
+"""What stands before an encoder: convolutions that shorten features, or an embedding of tokens; and its positions."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Subsampler(nn.Module):
+    """Convolutions of stride 2 with gated linear units; a padded row comes out as it would alone."""
+
+    def __init__(
+        self, features_dim: int, dim: int, *, channels: int, kernels: Sequence[int], norm: bool = False
+    ) -> None:
+        super().__init__()
+        last = len(kernels) - 1
+        self.norm = nn.LayerNorm(features_dim) if norm else nn.Identity()
+        self.convs = nn.ModuleList(
+            nn.Conv1d(
+                features_dim if i == 0 else channels // 2,
+                2 * dim if i == last else channels,
+                kernel,
+                stride=2,
+                padding=kernel // 2,
+            )
+            for i, kernel in enumerate(kernels)
+        )
+        self.project = nn.Identity() if self.convs else nn.Linear(features_dim, dim)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, features_dim) to (batch, positions, dim) and lengths."""
+        x = self.project(self.norm(features))
+        for conv in self.convs:
+            x = x * inside(lengths, x.shape[1])[:, :, None]
+            x = F.glu(conv(x.transpose(1, 2)), dim=1).transpose(1, 2)
+            lengths = (lengths - 1) // 2 + 1
+        return x, lengths
+
+
+class TokenEmbedding(nn.Module):
+    """Letters or units to vectors, scaled as the decoder's are."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(size, dim, padding_idx=0)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        self.scale = math.sqrt(dim)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (batch, n) to (batch, n, dim) and lengths."""
+        return self.table(tokens) * self.scale, lengths
+
+
+def inside(lengths: Tensor, width: int) -> Tensor:
+    """(batch, width) bool, true inside each row."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
+
+
+def sinusoids(n: int, dim: int) -> Tensor:
+    """Sines and cosines (n, dim) of positions, as in the first Transformer."""
+    rates = torch.exp(-math.log(10000.0) * torch.arange(dim // 2) / max(1, dim // 2 - 1))
+    angles = torch.arange(n)[:, None] * rates
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))

@@ -1,10 +1,10 @@
 """Beam decoding: our search beside transformers' `generate` on the same model; one thread, sides in turn.
 
-    python tools/bench/decode.py [--quick] [--model DIR]
+    python tools/bench/decode.py [--quick] [--model DIR [--speech MANIFEST]]
 
 Tokens are compared before anything is timed.  Without --model a small decoder (256 wide, 4 layers) is trained here
 until its outputs vary and end by themselves: an untrained one repeats a few tokens and hides faults.  --model takes a
-directory of `unitkit.models.seq2seq.Seq2Seq`, whose sources are then random.
+directory of `unitkit.models.seq2seq.Seq2Seq`; its sources are eight recordings of --speech, spread over it, or random.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,6 +89,22 @@ def trained(steps: int) -> Any:
     return inner.eval()
 
 
+def heard(directory: Path, speech: Path) -> tuple[Any, Tensor, Tensor]:
+    """The decoder of a saved model, and memories of eight recordings."""
+    from unitkit.manifest import read_manifest
+    from unitkit.models.listen import Listener
+    from unitkit.models.seq2seq import Seq2Seq
+    from unitkit.recording import read_speech
+
+    model, listener = Seq2Seq.load(directory).eval(), Listener.load(directory / "listener")
+    rows = sorted(read_manifest(speech), key=lambda row: (row.duration or 0.0, row.id))
+    chosen = [rows[(2 * i + 1) * len(rows) // 16] for i in range(8)]
+    features = [listener(read_speech(row, listener.sample_rate)) for row in chosen]
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    with torch.inference_mode():
+        return model.inner, *model.encode(padded, torch.tensor([len(one) for one in features]))
+
+
 def loaded(directory: Path) -> tuple[Any, Tensor, Tensor]:
     """The decoder of a saved model, and memories of random sources."""
     from unitkit.models.seq2seq import Seq2Seq, source_size
@@ -168,13 +184,14 @@ def main() -> None:
     """Both sides on one model."""
     options = parser(__doc__)
     options.add_argument("--model", type=Path, help="a saved Seq2Seq model; without it, a small one is trained")
+    options.add_argument("--speech", type=Path, help="manifest of recordings for a model that hears")
     args = options.parse_args()
     torch.set_num_threads(1)
     if args.model is None:
         inner = trained(25 if args.quick else 45)
         memory, mask, _ = task(range(KEYS), seed=-1)
     else:
-        inner, memory, mask = loaded(args.model)
+        inner, memory, mask = heard(args.model, args.speech) if args.speech else loaded(args.model)
     with torch.inference_mode():
         report(compared(inner, memory, mask, repeats=1 if args.quick else 3), args.json)
 

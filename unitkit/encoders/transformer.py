@@ -155,7 +155,8 @@ class TransformerEncoder(WavEncoder):
     def _together(self, wavs: Sequence[Wav]) -> list[Tensor]:
         """Features of wavs no longer than a window, in one padded batch."""
         with self._computing():
-            return [features.clone() for features in self.differentiable(wavs)]
+            found = self.differentiable(wavs)
+        return [features.clone() for features in found]  # outside, so that they are ordinary tensors
 
     def differentiable(self, wavs: Sequence[Wav]) -> list[Tensor]:
         """Features of wavs no longer than a window, from one padded batch, with gradients, for fine-tuning.

@@ -47,6 +47,7 @@ class DataConfig:
     cache: str = "exp/features"  # where features are kept
     copies: int = 0  # of each recording, changed, heard beside the clean one
     changes: Augment = field(default_factory=Augment)
+    repeat: dict[str, int] = field(default_factory=dict)  # sources of these speakers count so many times
     concat: float = 0.0  # share of the examples that are joined with another one
     time_masks: int = 2  # SpecAugment: stretches of frames, each of up to `time_width` seconds and a fifth of the whole
     time_width: float = 0.5
@@ -182,11 +183,15 @@ def complete(config: Config, train: Corpus, listener: Listener | None) -> Seq2Se
 
 
 def rows_of(
-    corpus: Corpus, model: Seq2SeqConfig, config: DataConfig, *, lengths: Sequence[int], longest: int
+    corpus: Corpus, model: Seq2SeqConfig, config: DataConfig, *, lengths: Sequence[int], longest: int, train: bool
 ) -> list[Row]:
     """The pairs as tokens; sources and targets that are too long are left out, with a note."""
     vocab, inputs = Vocab(model.n_units), Letters(model.source_letters)
-    rows = []
+    known = {utterance.speaker or "" for utterance in corpus.sources}
+    if train and config.repeat and known.isdisjoint(config.repeat):
+        names = ", ".join(sorted(known))
+        raise data.DataError(f"data.repeat: no source is of speaker {' or '.join(config.repeat)}; speakers: {names}")
+    rows: list[Row] = []
     for index, utterance in enumerate(corpus.sources):
         units = corpus.targets[utterance.id]
         target = vocab.encode((units.dedup()[0] if model.reduced else units).ids)
@@ -198,8 +203,9 @@ def rows_of(
             source = Vocab(model.source_units).encode(corpus.source_units[utterance.id].dedup()[0].ids)
         length = int(lengths[index]) if isinstance(source, int) else len(source)
         if 0 < length <= longest and len(target) <= config.max_units:
-            rows.append(Row(utterance.id, source, target, texts, length))
-    if left := len(corpus.sources) - len(rows):
+            row = Row(utterance.id, source, target, texts, length)
+            rows += [row] * (config.repeat.get(utterance.speaker or "", 1) if train else 1)
+    if left := len(corpus.sources) - len({row.id for row in rows}):
         print(f"{left} of {len(corpus.sources)} pairs are too long or have no text; left out", file=sys.stderr)
     if not rows:
         raise data.DataError("no pair is left to train on")
@@ -338,7 +344,7 @@ def _pair_set(config: Config, model: Seq2SeqConfig, corpus: Corpus, listener: Li
     if listener is not None:
         longest = int(config.data.max_seconds * frames_hz)
     return PairSet(
-        rows_of(corpus, model, config.data, lengths=lengths, longest=longest),
+        rows_of(corpus, model, config.data, lengths=lengths, longest=longest, train=train),
         model,
         config.data,
         variants=variants,

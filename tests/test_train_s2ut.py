@@ -62,7 +62,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for index, wav in enumerate(recordings()[:8]):
         audio.write(folder / f"{index}.wav", wav, 16000)
         name = f"u{index}"
-        source.append(Utterance(name, str(folder / f"{index}.wav"), len(wav) / 16000, None, None, "es", f"uno {index}"))
+        source.append(
+            Utterance(name, str(folder / f"{index}.wav"), len(wav) / 16000, None, f"s{index % 2}", "es", f"uno {index}")
+        )
         target.append(Utterance(name, "none.wav", lang="en", text="a b c"[: 1 + index % 5]))
         ids = np.repeat(draw.integers(20, size=6), 2)
         units.append(Units(ids, 50.0, 20, HEADER.tokenizer, name))
@@ -247,6 +249,14 @@ def test_examples_joined(corpus: list[str], tmp_path: Path) -> None:
     from unitkit.text import Letters
 
     assert Letters(pairs.model.source_letters).decode(texts["source_text"]).startswith("uno 0 uno ")
+
+
+def test_a_speaker_counts_more_than_once(corpus: list[str], tmp_path: Path) -> None:
+    words = [*corpus, *SMALL, "data.repeat.s1=3", "data.repeat.nobody=9", f"out={tmp_path}"]
+    sets = recipe().build(load(recipe().Config, None, words))[2]
+    assert (len(sets.train), len(sets.dev), len(sets.lengths)) == (4 + 3 * 4, 8, 16)
+    with pytest.raises(DataError, match="speaker june; speakers: s0, s1"):
+        recipe().build(load(recipe().Config, None, [*corpus, *SMALL, "data.repeat.june=2", f"out={tmp_path}"]))
 
 
 def test_changed_copies_are_heard_too_and_kept(corpus: list[str], tmp_path: Path) -> None:

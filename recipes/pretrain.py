@@ -430,8 +430,7 @@ def train(config: Config) -> FitResult:
 
 def main(words: list[str]) -> int:
     """Command line: an optional YAML file, then key=value words; returns the exit code."""
-    path = words.pop(0) if words and "=" not in words[0] else None
-    config = configs.load(Config, path, words)
+    config = configs.from_words(Config, words)
     result = train(config)
     print(f"{config.out}: {result.step} steps, {result.seconds / 60:.1f} min, {result.metrics}", file=sys.stderr)
     return result.exit_code

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from unitkit import config as configs
 from unitkit import data
-from unitkit.augment import Augment, mask_bands
+from unitkit.augment import Augment, Masks, mask_features
 from unitkit.cli.show import progress
 from unitkit.features import Features, features_of
 from unitkit.manifest import Utterance, read_manifest
@@ -46,10 +46,7 @@ class DataConfig:
     cache: str = "exp/features"  # where features are kept
     copies: int = 0  # of each recording, changed, heard beside the clean one
     changes: Augment = field(default_factory=Augment)
-    time_masks: int = 2  # SpecAugment: stretches of frames, each of up to `time_width` seconds and a fifth of the whole
-    time_width: float = 0.3
-    band_masks: int = 1  # and stretches of dimensions, of up to `band_width` of all
-    band_width: float = 0.15
+    masks: Masks = field(default_factory=lambda: Masks(seconds=0.3, share=0.15))
     dev_utterances: int = 256  # validated on, evenly spread over the dev set; 0 = all
 
 
@@ -153,10 +150,7 @@ class Heard(Dataset):
         variant = int(draw.integers(len(self.variants))) if self.train else 0
         features = self.variants[variant][index].astype(np.float32)
         if self.train:
-            c, (frames, dim) = self.config, features.shape
-            longest = min(int(c.time_width * self.frames_hz), frames // 5)
-            features = mask_bands(features, draw, count=c.time_masks, widest=longest, axis=0)
-            features = mask_bands(features, draw, count=c.band_masks, widest=int(c.band_width * dim), axis=1)
+            features = mask_features(features, draw, config=self.config.masks, rate_hz=self.frames_hz)
         return torch.from_numpy(features), self.rows[index].target
 
     @staticmethod
@@ -286,8 +280,7 @@ def train(config: Config) -> FitResult:
 
 def main(words: list[str]) -> int:
     """Command line: an optional YAML file, then key=value words; returns the exit code."""
-    path = words.pop(0) if words and "=" not in words[0] else None
-    config = configs.load(Config, path, words)
+    config = configs.from_words(Config, words)
     result = train(config)
     print(f"{config.out}: {result.step} steps, {result.seconds / 60:.1f} min, {result.metrics}", file=sys.stderr)
     return result.exit_code

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from unitkit import config as configs
 from unitkit import data
-from unitkit.augment import Augment, Holes, holes, mask_bands
+from unitkit.augment import Augment, Holes, Masks, holes, mask_features
+from unitkit.cli.show import progress
 from unitkit.features import Features, features_of
 from unitkit.manifest import Utterance, read_manifest
 from unitkit.models.finetune import Hearing, trainable
@@ -27,6 +28,7 @@ from unitkit.models.listen import Listener
 from unitkit.models.seq2seq import PAPER, PAPER_BART, PAPER_ENHANCED, Pairs, Seq2Seq, Seq2SeqConfig, mask_token
 from unitkit.models.vocoder import n_parameters
 from unitkit.text import Letters
+from unitkit.tokenizer import pick_device
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
 from unitkit.units import Units, UnitsHeader, Vocab, read_header, read_units
 
@@ -49,10 +51,7 @@ class DataConfig:
     changes: Augment = field(default_factory=Augment)
     repeat: dict[str, int] = field(default_factory=dict)  # sources of these speakers count so many times
     concat: float = 0.0  # share of the examples that are joined with another one
-    time_masks: int = 2  # SpecAugment: stretches of frames, each of up to `time_width` seconds and a fifth of the whole
-    time_width: float = 0.5
-    band_masks: int = 1  # … and stretches of dimensions, of up to `band_width` of all
-    band_width: float = 0.3
+    masks: Masks = field(default_factory=Masks)
     holes: Holes = field(default_factory=Holes)
     workers: int = 0
 
@@ -83,7 +82,7 @@ class Config:
     dev_source_units: str = ""
     out: str = "exp/s2ut"
     features: str = "logmel@100"  # a filterbank, or a speech model by name or directory …
-    layer: int = -1  # … and its layer; -1: the middle one
+    layer: int | None = None  # … and its layer; left out: the middle one
     init: str = ""  # a trained model to begin with, such as a unit mBART
     init_parts: tuple[str, ...] = ("decoder",)  # of it: encoder, decoder, front, heads
     size: str = "small"  # small: as `model` says | paper | paper-enhanced | paper-bart
@@ -164,6 +163,8 @@ def complete(config: Config, train: Corpus, listener: Listener | None) -> Seq2Se
     if config.size != "small":
         if config.size not in SIZES:
             raise configs.ConfigError(f"size {config.size!r}: choose small, {', '.join(SIZES)}")
+        if config.model != Seq2SeqConfig(source=config.model.source):
+            raise configs.ConfigError(f"size={config.size} sets all of model but source: leave one of them out")
         model = replace(SIZES[config.size], source=config.model.source)
     other = next(iter(train.source_units.values()), None)
     return replace(
@@ -263,7 +264,7 @@ class PairSet(Dataset):
             space = self._space()
             texts = {n: np.concatenate([t, space.get(n, t[:0]), other[2][n]]) for n, t in texts.items()}
         if self.train and self.model.source == "features" and self.wavs is None:
-            source = self._masked(source, draw)
+            source = mask_features(source, draw, config=self.config.masks, rate_hz=self.frames_hz)
         return source, target, texts
 
     def _example(self, item: int, draw: np.random.Generator) -> Example:
@@ -285,12 +286,6 @@ class PairSet(Dataset):
             "source_text": Letters(self.model.source_letters).space,
             "target_text": Letters(self.model.target_letters).space,
         }
-
-    def _masked(self, features: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        c, (frames, dim) = self.config, features.shape
-        longest = min(int(c.time_width * self.frames_hz), frames // 5)
-        out = mask_bands(features, draw, count=c.time_masks, widest=longest, axis=0)
-        return mask_bands(out, draw, count=c.band_masks, widest=int(c.band_width * dim), axis=1)
 
     @staticmethod
     def collate(examples: Sequence[Example]) -> Pairs:
@@ -357,8 +352,6 @@ def _pair_set(config: Config, model: Seq2SeqConfig, corpus: Corpus, listener: Li
 
 
 def _heard(corpus: Corpus, listener: Listener, folder: str, *, changes: Augment | None, seed: int) -> Features:
-    from unitkit.cli.show import progress
-
     total = sum(row.duration or 0.0 for row in corpus.sources)
     with progress("listen", total, "s") as advance:
         return features_of(corpus.sources, listener, folder, changes=changes, seed=seed, advance=advance)
@@ -426,7 +419,9 @@ def build(config: Config) -> tuple[Hearing | Seq2Seq, Listener | None, Sets]:
     """The model, what it hears with, and the data."""
     listener = None
     if config.model.source == "features":
-        listener = Listener.make(config.features, config.layer if config.layer >= 0 else None, engine=_engine(config))
+        engine = "auto" if config.finetune.listener == "frozen" else "plain"
+        device = pick_device(config.fit.device)
+        listener = Listener.make(config.features, config.layer, device=device, engine=engine)
     model_config, sets = read_sets(config, listener)
     model = Seq2Seq(model_config)
     if config.fit.device == "cpu" or not torch.cuda.is_available():
@@ -439,10 +434,6 @@ def build(config: Config) -> tuple[Hearing | Seq2Seq, Listener | None, Sets]:
     if listener is None or config.finetune.listener == "frozen":
         return model, listener, sets
     return Hearing(listener, model, what=config.finetune.listener), listener, sets
-
-
-def _engine(config: Config) -> str:
-    return "auto" if config.finetune.listener == "frozen" else "plain"
 
 
 def train(config: Config) -> FitResult:
@@ -480,8 +471,7 @@ def train(config: Config) -> FitResult:
 
 def main(words: list[str]) -> int:
     """Command line: an optional YAML file, then key=value words; returns the exit code."""
-    path = words.pop(0) if words and "=" not in words[0] else None
-    config = configs.load(Config, path, words)
+    config = configs.from_words(Config, words)
     result = train(config)
     print(f"{config.out}: {result.step} steps, {result.seconds / 60:.1f} min, {result.metrics}", file=sys.stderr)
     return result.exit_code

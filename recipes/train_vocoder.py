@@ -298,8 +298,7 @@ def _place(config: Config) -> tuple[int, int]:
 
 def main(words: list[str]) -> int:
     """Command line: an optional YAML file, then key=value words; returns the exit code."""
-    path = words.pop(0) if words and "=" not in words[0] else None
-    config = configs.load(Config, path, words)
+    config = configs.from_words(Config, words)
     derived = [name for name in DERIVED if getattr(config.model, name) != getattr(VocoderConfig(), name)]
     if derived:
         raise configs.ConfigError(f"model.{derived[0]} is read from the training data: take it out of the config")

@@ -1,11 +1,11 @@
 """Baselines of translation: copying the closest training target, and Whisper's own translations."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from recipe_files import recipe as recipe_file
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
@@ -20,11 +20,7 @@ SOURCE, TARGET = UnitsHeader("es-units", 50.0, 6), UnitsHeader("en-units", 25.0,
 
 @pytest.fixture(scope="module")
 def baselines() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("baselines_recipe", ROOT / "recipes/baselines.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return recipe_file("baselines")
 
 
 def write(path: Path, rows: dict[str, list[int]], header: UnitsHeader) -> Path:

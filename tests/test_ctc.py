@@ -16,9 +16,9 @@ from unitkit.models.ctc import (
     CtcConfig,
     CtcError,
     CtcModel,
+    collapsed,
     fill_blanks,
     frames_needed,
-    labels,
     pad_features,
     pad_targets,
     reduced,
@@ -104,9 +104,9 @@ def test_filling_blanks_and_merging_runs_gives_back_what_was_read(frames):
 @given(FRAMES)
 @settings(deadline=None)
 def test_reading_is_merging_runs_and_leaving_out_blanks(frames):
-    assert labels(frames).tolist() == [k for k, _ in itertools.groupby(frames.tolist()) if k != BLANK]
+    assert collapsed(frames).tolist() == [k for k, _ in itertools.groupby(frames.tolist()) if k != BLANK]
     assert reduced(frames).tolist() == [k for k, _ in itertools.groupby(f for f in frames.tolist() if f != BLANK)]
-    assert len(frames) >= frames_needed(labels(frames))
+    assert len(frames) >= frames_needed(collapsed(frames))
 
 
 def test_letters_may_stand_twice_and_units_not():

@@ -1,30 +1,18 @@
 """The translation recipes call what they should, in an order in which everything is there, and their configs load."""
 
-import importlib.util
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from recipe_files import recipe as recipe_file
 
 from unitkit import config
 
 ROOT = Path(__file__).resolve().parents[1]
 EGS = ROOT / "egs"
 KEYS = {"_manifest", "_units", "_source", "_target"}
-
-
-def load(name: str) -> ModuleType:
-    """Import a recipe from its file, as recipes are not a package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -186,7 +174,7 @@ def test_public_corpora_run_the_same_stages(made, corpus: str) -> None:
 
 
 def test_configurations_fit_their_trainers() -> None:
-    vocoder, s2ut = load("train_vocoder"), load("train_s2ut")
+    vocoder, s2ut = recipe_file("train_vocoder"), recipe_file("train_s2ut")
     for path in sorted(EGS.glob("*/s2st/conf/vocoder.yaml")):
         assert config.load(vocoder.Config, path).model.durations, path  # reduced units need a predictor
     cvss = config.load(s2ut.Config, EGS / "cvss/s2st/conf/paper.yaml")

@@ -1,32 +1,20 @@
 """Pairing recordings of two languages: who is whose partner, under which id, and what is left out."""
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_files import recipe as recipe_file
 
 from unitkit.manifest import ManifestError, Utterance, read_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str) -> ModuleType:
-    """Import a recipe from its file, as recipes are not a package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load("pair")
+recipe = recipe_file("pair")
 VOICES = {"es": "allison-mx", "en": "allison"}
 
 

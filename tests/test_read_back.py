@@ -1,18 +1,15 @@
 """The table of translations in words."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from recipe_files import recipe as recipe_file
 
 from unitkit import audio
 from unitkit.manifest import Utterance, write_manifest
 
-spec = importlib.util.spec_from_file_location("read_back", Path(__file__).parents[1] / "recipes" / "read_back.py")
-assert spec is not None and spec.loader is not None
-read_back = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(read_back)
+read_back = recipe_file("read_back")
 
 
 class Ear:

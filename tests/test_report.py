@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from unitkit import audio
-from unitkit.manifest import Utterance, write_manifest
+from unitkit.manifest import Utterance, read_manifest, write_manifest
 from unitkit.report import ReportError, report_experiment, unit_colour, write_report
 from unitkit.units import FingerprintError, Units, UnitsHeader, write_units
 
@@ -270,6 +271,21 @@ def test_a_page_without_training_and_scores(tmp_path: Path) -> None:
     text = report_experiment(exp, exp / "data" / "manifest.jsonl", exp / "report.html", title="x").read_text()
     assert text.count("<audio") == 12 and 'id="training"' not in text and 'id="scores"' not in text
     assert text.count("not encoded again") == 3
+
+
+def test_translations_begin_with_what_was_said_and_show_what_was_written(tmp_path: Path) -> None:
+    exp = make_experiment(tmp_path / "exp")
+    originals = list(read_manifest(exp / "data" / "manifest.jsonl"))
+    write_manifest(tmp_path / "said.jsonl", [replace(row, text="¿qué?", lang="es") for row in originals])
+    (exp / "synth" / "dedup").rename(exp / "synth" / "mine")
+    made = exp / "synth" / "mine" / "manifest.jsonl"
+    write_manifest(made, [replace(row, text="what & why") for row in read_manifest(made)])
+    page = report_experiment(
+        exp, exp / "data" / "manifest.jsonl", exp / "r.html", title="x", source=tmp_path / "said.jsonl"
+    )
+    first = [one["data-name"] for one in Elements(page.read_text()).all("div") if "data-name" in one][:3]
+    assert first == ["source", "original", "frames"]
+    assert "“¿qué?”" in page.read_text() and "“what &amp; why”" in page.read_text()
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:

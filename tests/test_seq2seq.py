@@ -153,6 +153,17 @@ def test_label_smoothing_against_its_definition() -> None:
     assert float(smoothed(logits, labels, smoothing=0.2)) == pytest.approx(total / n, rel=1e-5)
 
 
+def test_labels_are_smoothed_in_training_only() -> None:
+    model = tiny(label_smoothing=0.3, heads={"h": HeadConfig(layer=1, label_smoothing=0.3, dropout=0.0)}, **TEXTS)
+    batch = batch_of([torch.randn(40, 8)], [[3, 4, 5]], {"target_text": [[3, 4]]})
+    judged, learnt = model.eval()(batch), model.train()(batch)
+    labels = with_eos(batch.target)
+    logits, _, _ = model.eval()._decoded(*model.encode(batch.source, batch.lengths), labels)
+    for smoothing, found in ((0.0, judged), (0.3, learnt)):
+        assert torch.isclose(found["units"], smoothed(logits, labels, smoothing=smoothing), rtol=1e-4)
+    assert not torch.isclose(judged["h"], learnt["h"], rtol=1e-3)
+
+
 def test_ctc_by_adding_up_all_paths() -> None:
     from itertools import product
 
@@ -340,6 +351,8 @@ def test_beginning_with_another_models_decoder() -> None:
         assert torch.equal(model.inner.model.decoder.state_dict()[name], value)
     assert all("encoder.layers" not in name for name in taken)
     assert torch.equal(model.inner.model.shared.weight, other.inner.model.shared.weight)
+    with pytest.raises(Seq2SeqError, match=r"layers\.1.* is not in the other model"):
+        model.start_from(tiny(source="units", source_units=12, decoder_layers=1), parts=["decoder"])
     with pytest.raises(Seq2SeqError, match="cannot begin"):
         model.start_from(tiny(tokenizer="ba9876543210"))
     with pytest.raises(Seq2SeqError, match="known are"):

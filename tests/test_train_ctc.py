@@ -1,14 +1,12 @@
 """The speech normaliser from end to end: two voices of tones, one read as the other; and the recipes' manners."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from recipe_files import recipe
 from safetensors.torch import load_file
 
 from unitkit import audio
@@ -24,14 +22,6 @@ ROOT = Path(__file__).parents[1]
 N_UNITS, HOP, RATE = 8, 320, 16000
 HEADER = UnitsHeader("5a5a5a5a5a5a", 50.0, N_UNITS)
 VOICES = {"ann": 1.0, "bob": 1.35}  # how high they speak
-
-
-def recipe(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def tone(word: int, frames: int, height: float) -> np.ndarray:
@@ -80,7 +70,7 @@ def corpus(tmp_path_factory) -> dict[str, str]:
 
 BASE = [
     "fit.device=cpu", "fit.precision=fp32", "fit.tensorboard=false", "fit.log_every=20", "fit.validate_every=1000",
-    "model.dim=48", "model.layers=1", "model.hidden=96", "model.dropout=0", "data.time_width=0.1", "optim.lr=5e-3",
+    "model.dim=48", "model.layers=1", "model.hidden=96", "model.dropout=0", "data.masks.seconds=0.1", "optim.lr=5e-3",
     "optim.warmup=10", "fit.ema=0.9",
 ]  # fmt: skip
 

@@ -1,17 +1,16 @@
 """The S2UT recipe: all kinds of sources, heads, fine-tuning by name, augmentation, resuming, and what goes wrong."""
 
-import importlib.util
 import json
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recipe_files import recipe
 from reference_ssl import recordings
 from safetensors.torch import load_file
 
@@ -33,7 +32,7 @@ SMALL = [
     "model.dim=32", "model.hidden=64", "model.attention_heads=2", "model.encoder_layers=2", "model.decoder_layers=2",
     "model.conv_channels=32", "model.dropout=0", "model.label_smoothing=0", "fit.device=cpu", "fit.precision=fp32",
     "fit.tensorboard=false", "fit.log_every=5", "fit.validate_every=1000", "data.batch=4", "optim.warmup=5",
-    "fit.ema=0", "data.time_masks=0", "data.band_masks=0",
+    "fit.ema=0", "data.masks.times=0", "data.masks.bands=0",
 ]  # fmt: skip
 HEADS = [
     "model.heads.source.at=encoder", "model.heads.source.layer=1", "model.heads.source.target=source_text",
@@ -42,15 +41,6 @@ HEADS = [
     "model.heads.text.kind=ctc", "model.heads.text.at=decoder", "model.heads.text.layer=1",
     "model.heads.text.target=target_text",
 ]  # fmt: skip
-
-
-def recipe() -> ModuleType:
-    if "train_s2ut" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("train_s2ut", ROOT / "recipes" / "train_s2ut.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules["train_s2ut"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["train_s2ut"])
-    return sys.modules["train_s2ut"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +70,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(words: Sequence[str], out: Path, *more: str) -> list[dict[str, float]]:
-    module = recipe()
+    module = recipe("train_s2ut")
     module.train(load(module.Config, None, [*words, *SMALL, f"out={out}", *more]))
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -119,8 +109,8 @@ def test_unit_mbart_fills_holes_and_its_decoder_begins_another_model(corpus: lis
     bart = [f"train_source={units}", f"dev_source={units}", "model.source=units", "data.holes.masked=0.3"]
     rows = run(corpus, tmp_path / "bart", *bart, "fit.max_steps=40", "optim.lr=3e-3")
     assert rows[-1]["loss"] < rows[0]["loss"]
-    config = load(recipe().Config, None, [*corpus, *SMALL, f"init={tmp_path}/bart", f"out={tmp_path}/x"])
-    model, _, _ = recipe().build(config)
+    config = load(recipe("train_s2ut").Config, None, [*corpus, *SMALL, f"init={tmp_path}/bart", f"out={tmp_path}/x"])
+    model, _, _ = recipe("train_s2ut").build(config)
     theirs = Seq2Seq.load(tmp_path / "bart")
     name = "inner.model.decoder.layers.0.self_attn.q_proj.weight"
     assert torch.equal(model.state_dict()[name], theirs.state_dict()[name])
@@ -137,7 +127,7 @@ def test_a_head_on_source_units(corpus: list[str], tmp_path: Path) -> None:
 
 
 def test_frames_in_place_of_runs(corpus: list[str], tmp_path: Path) -> None:
-    module = recipe()
+    module = recipe("train_s2ut")
     sets = []
     for reduced in ("true", "false"):
         config = load(module.Config, None, [*corpus, *SMALL, f"model.reduced={reduced}", f"out={tmp_path}"])
@@ -172,6 +162,17 @@ def test_only_named_weights_of_the_listener_learn(corpus: list[str], hubert: Pat
     assert not any("feed_forward" in name or "conv_layers.3" in name for name in moved)
 
 
+def test_the_average_of_a_learning_listener_is_what_is_kept(corpus: list[str], hubert: Path, tmp_path: Path) -> None:
+    words = [f"features={hubert}", "layer=2", "finetune.listener=all", "model.conv_kernels=[3]", "fit.max_steps=4"]
+    name, kept = "encoder.layers.0.attention.q_proj.weight", {}
+    for ema in ("0", "0.9"):
+        run(corpus, tmp_path / ema, *words, f"fit.ema={ema}")
+        kept[ema] = load_file(tmp_path / ema / "listener" / "model.safetensors")[name]
+    before = load_file(hubert / "model.safetensors")[name]
+    moved = {ema: float((weights - before).abs().mean()) for ema, weights in kept.items()}
+    assert 0 < moved["0.9"] < moved["0"]
+
+
 def test_a_frozen_beginning(corpus: list[str], hubert: Path, tmp_path: Path) -> None:
     words = [f"features={hubert}", "layer=2", "finetune.listener=all", "model.conv_kernels=[3]"]
     for steps, out in (("3", "a"), ("4", "b")):
@@ -203,7 +204,7 @@ def test_names_that_fit_nothing() -> None:
 
 def test_hearing_gives_its_own_weights_back(hubert: Path, corpus: list[str], tmp_path: Path) -> None:
     words = [f"features={hubert}", "layer=2", "finetune.listener=all", f"out={tmp_path}"]
-    model, _, _ = recipe().build(load(recipe().Config, None, [*corpus, *SMALL, *words]))
+    model, _, _ = recipe("train_s2ut").build(load(recipe("train_s2ut").Config, None, [*corpus, *SMALL, *words]))
     assert isinstance(model, Hearing)
     model.net.encoder.layers[0].attention.q_proj.weight.data.fill_(0.5)
     model.listener.save(tmp_path)
@@ -241,7 +242,7 @@ def test_bands_are_as_wide_as_said() -> None:
 
 def test_examples_joined(corpus: list[str], tmp_path: Path) -> None:
     words = [*corpus, *SMALL, *HEADS, "data.concat=1.0", f"out={tmp_path}"]
-    pairs = recipe().build(load(recipe().Config, None, words))[2].train
+    pairs = recipe("train_s2ut").build(load(recipe("train_s2ut").Config, None, words))[2].train
     source, target, texts = pairs[0, 0]
     alone, first, _ = pairs._example(0, np.random.default_rng(0))
     assert len(source) > len(alone) and np.array_equal(source[: len(alone)], alone)
@@ -253,10 +254,11 @@ def test_examples_joined(corpus: list[str], tmp_path: Path) -> None:
 
 def test_a_speaker_counts_more_than_once(corpus: list[str], tmp_path: Path) -> None:
     words = [*corpus, *SMALL, "data.repeat.s1=3", "data.repeat.nobody=9", f"out={tmp_path}"]
-    sets = recipe().build(load(recipe().Config, None, words))[2]
+    sets = recipe("train_s2ut").build(load(recipe("train_s2ut").Config, None, words))[2]
     assert (len(sets.train), len(sets.dev), len(sets.lengths)) == (4 + 3 * 4, 8, 16)
     with pytest.raises(DataError, match="speaker june; speakers: s0, s1"):
-        recipe().build(load(recipe().Config, None, [*corpus, *SMALL, "data.repeat.june=2", f"out={tmp_path}"]))
+        june = [*corpus, *SMALL, "data.repeat.june=2", f"out={tmp_path}"]
+        recipe("train_s2ut").build(load(recipe("train_s2ut").Config, None, june))
 
 
 def test_changed_copies_are_heard_too_and_kept(corpus: list[str], tmp_path: Path) -> None:
@@ -270,6 +272,9 @@ def test_changed_copies_are_heard_too_and_kept(corpus: list[str], tmp_path: Path
     again = features_of(rows, listener, tmp_path, changes=changes, seed=1)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")} == files
     assert np.array_equal(again[2], noisy[2])
+    newer = features_of(rows[:1], listener, tmp_path).paths[0].stat().st_mtime_ns
+    os.utime(rows[0].audio)  # as if it had been made again
+    assert features_of(rows[:1], listener, tmp_path).paths[0].stat().st_mtime_ns > newer
     wav = audio.read(rows[1].audio, 16000)
     assert np.array_equal(clean[1], listener(wav).numpy().astype(np.float16))
 
@@ -293,6 +298,7 @@ def test_stopping_and_going_on_changes_nothing(corpus: list[str], tmp_path: Path
         (["train_units=''"], ConfigError, "train_units is not set"),
         (["model.n_units=5"], ConfigError, "model.n_units is read"),
         (["size=huge"], ConfigError, "choose small"),
+        (["size=paper"], ConfigError, "size=paper sets all of model"),
         (["model.heads.x.speed=1"], ConfigError, "unknown key 'model.heads.x.speed'"),
         (["data.max_seconds=0.01"], DataError, "no pair is left"),
         (["init=nowhere"], Seq2SeqError, "not a seq2seq model"),
@@ -315,7 +321,7 @@ def test_a_bad_recording_is_named(tmp_path: Path) -> None:
 
 def test_the_papers_model_from_the_recipe(corpus: list[str], tmp_path: Path) -> None:
     words = [*corpus, "size=paper", f"out={tmp_path}"]
-    model, _, sets = recipe().build(load(recipe().Config, None, words))
+    model, _, sets = recipe("train_s2ut").build(load(recipe("train_s2ut").Config, None, words))
     assert model.config.encoder_layers == 12 and set(model.config.heads) == {"source", "target", "text"}
     losses = model(sets.train.collate([sets.train[0, 0], sets.train[0, 1]]))
     assert torch.isfinite(losses["loss"])

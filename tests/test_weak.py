@@ -1,13 +1,11 @@
 """Weak supervision: which translations are doubted, and that a stopped run goes on."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from recipe_files import recipe as recipe_file
 from rich.console import Console
 
 from unitkit.audio import AudioError
@@ -16,17 +14,7 @@ from unitkit.manifest import ManifestError, Utterance, read_manifest, write_mani
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load(name: str) -> ModuleType:
-    """Import a recipe from its file, as recipes are not a package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-weak = load("weak")
+weak = recipe_file("weak")
 
 
 def row(name: str, *, text: str | None = None, seconds: float = 2.0, lang: str = "es") -> Utterance:

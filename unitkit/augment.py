@@ -207,10 +207,28 @@ def _fit(wav: np.ndarray, length: int) -> np.ndarray:
     return np.pad(wav[:length], (0, max(0, length - len(wav)))).astype(np.float32, copy=False)
 
 
-def mask_bands(features: np.ndarray, draw: np.random.Generator, *, count: int, widest: int, axis: int) -> np.ndarray:
-    """SpecAugment on features (frames, dim): `count` stretches along `axis`, each of 0 to `widest`, set to their mean.
+@dataclass(frozen=True)
+class Masks:
+    """SpecAugment: stretches of frames and of dimensions that are hidden, each of up to a width."""
 
-    Park et al. 2019 (1904.08779).  The mean is that of the whole, so that normalised features get zeros.
+    times: int = 2
+    seconds: float = 0.5  # of a stretch of frames, and at most a fifth of the whole
+    bands: int = 1
+    share: float = 0.3  # of the dimensions, for a stretch of them
+
+
+def mask_features(features: np.ndarray, draw: np.random.Generator, *, config: Masks, rate_hz: float) -> np.ndarray:
+    """Features (frames, dim) with the stretches of `config` hidden.  Park et al. 2019 (1904.08779)."""
+    frames, dim = features.shape
+    longest = min(int(config.seconds * rate_hz), frames // 5)
+    out = mask_bands(features, draw, count=config.times, widest=longest, axis=0)
+    return mask_bands(out, draw, count=config.bands, widest=int(config.share * dim), axis=1)
+
+
+def mask_bands(features: np.ndarray, draw: np.random.Generator, *, count: int, widest: int, axis: int) -> np.ndarray:
+    """`count` stretches of features (frames, dim) along `axis`, each of 0 to `widest`, set to the mean.
+
+    The mean is that of the whole, so that normalised features get zeros.
     """
     out = np.array(features)
     for _ in range(count if widest > 0 else 0):

@@ -35,6 +35,12 @@ def load(schema: type[T], path: str | os.PathLike[str] | None = None, overrides:
         raise ConfigError(_one_line(error)) from error
 
 
+def from_words(schema: type[T], words: Sequence[str]) -> T:
+    """A recipe's command line: a YAML file first, if any, then `key=value` words."""
+    has_file = bool(words) and "=" not in words[0]
+    return load(schema, words[0] if has_file else None, words[has_file:])
+
+
 def save(config: object, path: str | os.PathLike[str]) -> None:
     """Writes a config as YAML under a temporary name and renames it."""
     temporary = Path(f"{path}.tmp")

@@ -45,7 +45,8 @@ def features_of(
     """Features of utterances in their order, from `folder` where they have been computed before.
 
     With `changes` every recording is changed first (speed, noise, …), a seed and a corpus always giving the same.  A
-    recording that cannot be heard is an error that names it; what was computed before it stays.  `advance` is told of
+    recording that cannot be heard is an error that names it; what was computed before it stays.  Features older than
+    their recording are computed again.  `advance` is told of
     each one's seconds.
     """
     heard = _digest(listener.settings())[:12]
@@ -53,9 +54,9 @@ def features_of(
     paths = [
         Path(folder) / heard / f"{_digest([u.id, u.audio, u.start, u.duration, how])[:24]}.npy" for u in utterances
     ]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    (Path(folder) / heard).mkdir(parents=True, exist_ok=True)
     for index, (utterance, path) in enumerate(zip(utterances, paths, strict=True)):
-        if not path.exists():
+        if not path.exists() or os.path.getmtime(path) < os.path.getmtime(utterance.audio):
             wav = read_speech(utterance, listener.sample_rate)
             if changes is not None:
                 wav = _changed(wav, listener.sample_rate, (seed, index), changes=changes, utterances=utterances)

@@ -5,21 +5,18 @@ reduced units of one reference speaker.  Where the paper fine-tunes a pre-traine
 are given and stay as they are; what learns is the stack above them.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from unitkit import config as configs
+from unitkit.models.front import inside, sinusoids
+from unitkit.models.storage import read_model, save_model
 from unitkit.text import Letters
 
 BLANK = -1  # a frame at which nothing is read, outside the model; inside, blank is the class behind all others
@@ -77,7 +74,7 @@ class CtcConfig:
         return round(found)
 
 
-def labels(frames: np.ndarray) -> np.ndarray:
+def collapsed(frames: np.ndarray) -> np.ndarray:
     """What CTC reads off frames (frames,): runs merged, then blanks left out."""
     kept = np.r_[True, frames[1:] != frames[:-1]][: len(frames)]
     return frames[kept & (frames != BLANK)]
@@ -85,7 +82,7 @@ def labels(frames: np.ndarray) -> np.ndarray:
 
 def reduced(frames: np.ndarray) -> np.ndarray:
     """The same for reduced units, in which nothing stands twice in a row: merged across blanks too."""
-    return labels(frames[frames != BLANK])
+    return collapsed(frames[frames != BLANK])
 
 
 def fill_blanks(frames: np.ndarray) -> np.ndarray:
@@ -154,14 +151,14 @@ class CtcModel(nn.Module):
             raise CtcError(f"features of shape {tuple(features.shape)}: expected (batch, frames, {c.features_dim})")
         if int(lengths.min()) < 1:
             raise CtcError("an utterance without frames: leave it out")
-        inside = _inside(lengths, features.shape[1])[:, :, None]
+        kept = inside(lengths, features.shape[1])[:, :, None]
         hidden = self.norm(features.to(self.norm.weight.dtype))
         # Padding is zero for the convolution, as what lies around an utterance is.
-        hidden = self.stem(torch.where(inside, hidden, 0.0).transpose(1, 2)).transpose(1, 2)
+        hidden = self.stem(torch.where(kept, hidden, 0.0).transpose(1, 2)).transpose(1, 2)
         lengths = self.n_frames(lengths)
-        inside = _inside(lengths, hidden.shape[1])
+        kept = inside(lengths, hidden.shape[1])
         hidden = self.dropout(F.gelu(hidden) + self.place * sinusoids(hidden.shape[1], c.dim).to(hidden))
-        return self.head(self.stack(hidden, src_key_padding_mask=~inside)), lengths
+        return self.head(self.stack(hidden, src_key_padding_mask=~kept)), lengths
 
     def forward(self, features: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> dict[str, Tensor]:
         """Losses of features (batch, frames, dim) and targets (batch, longest), each padded to its lengths.
@@ -172,12 +169,12 @@ class CtcModel(nn.Module):
             short: share of the utterances that are too short and teach nothing.
         """
         scores, frames = self.scores(features, lengths)
-        inside = _inside(target_lengths, targets.shape[1])
-        twice = (targets[:, 1:] == targets[:, :-1]) & inside[:, 1:]
+        kept = inside(target_lengths, targets.shape[1])
+        twice = (targets[:, 1:] == targets[:, :-1]) & kept[:, 1:]
         fits = frames >= target_lengths + twice.sum(1)
         losses = F.ctc_loss(
             scores.float().log_softmax(2).transpose(0, 1),
-            torch.where(inside, targets, 0),
+            torch.where(kept, targets, 0),
             frames,
             target_lengths,
             blank=self.blank,
@@ -185,7 +182,7 @@ class CtcModel(nn.Module):
             zero_infinity=True,
         )
         total = torch.where(fits, losses, 0.0).sum()
-        real = _inside(frames, scores.shape[1])
+        real = inside(frames, scores.shape[1])
         return {
             "loss": total / (target_lengths * fits).sum().clamp(min=1),
             "blank": (scores.argmax(2) == self.blank)[real].float().mean(),
@@ -206,7 +203,7 @@ class CtcModel(nn.Module):
 
     def read(self, frames: np.ndarray) -> np.ndarray:
         """The units, reduced, or the letters, counted from 0, that greedy's frames (frames,) say."""
-        return reduced(frames) if self.config.targets == "units" else labels(frames)
+        return reduced(frames) if self.config.targets == "units" else collapsed(frames)
 
     def text(self, frames: np.ndarray) -> str:
         """The text that greedy's frames (frames,) say."""
@@ -216,25 +213,15 @@ class CtcModel(nn.Module):
 
     def save(self, directory: str | os.PathLike[str], *, card: str = "") -> None:
         """Writes config.yaml, model.safetensors and card.md."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        configs.save(self.config, folder / "config.yaml")
-        weights = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
-        temporary = folder / "model.safetensors.tmp"
-        # Bytes first: save_file makes a file that only its owner may read.
-        temporary.write_bytes(serialize(weights, metadata={"unitkit": "ctc"}))
-        os.replace(temporary, folder / "model.safetensors")
-        (folder / "card.md").write_text(card or f"# CTC to {self.config.targets}\n", encoding="utf-8")
+        text = card or f"# CTC to {self.config.targets}\n"
+        save_model(directory, self.config, self.state_dict(), kind="ctc", card=text)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], device: str | torch.device = "cpu") -> Self:
         """Reads what `save` wrote, ready for use."""
-        folder = Path(directory)
-        for name in ("config.yaml", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise CtcError(f"{folder} is not a CTC model directory: it has no {name}")
-        model = cls(configs.load(CtcConfig, folder / "config.yaml"))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        config, weights = read_model(directory, CtcConfig, what="a CTC model directory", error=CtcError)
+        model = cls(config)
+        model.load_state_dict(weights)
         return model.to(device).eval()
 
     def take(self, other: "CtcModel") -> bool:
@@ -249,18 +236,6 @@ class CtcModel(nn.Module):
             weights |= {name: value for name, value in self.state_dict().items() if name.startswith("head.")}
         self.load_state_dict(weights)
         return kinds[0] == kinds[1]
-
-
-def _inside(lengths: Tensor, width: int) -> Tensor:
-    """(batch, width) bool: true within each row's length."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
-
-
-def sinusoids(n_frames: int, dim: int) -> Tensor:
-    """(n_frames, dim): sines and cosines of the frame number, from 1 to 1/10000 radians a frame."""
-    rates = torch.exp(torch.arange(dim // 2) * (-math.log(10_000.0) / max(1, dim // 2 - 1)))
-    angles = torch.arange(n_frames)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def pad_features(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class SideHead(nn.Module):
             encoder_attention_mask=mask.long(),
             use_cache=False,
         )
-        return smoothed(found.logits, labels, smoothing=self.config.label_smoothing)
+        return smoothed(found.logits, labels, smoothing=self.config.label_smoothing if self.training else 0.0)
 
     def greedy(self, hidden: Tensor) -> list[int]:
         """Tokens that a CTC head reads in (positions, dim)."""

@@ -10,20 +10,17 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from unitkit import config as configs
 from unitkit.models.beam import beam_search
 from unitkit.models.front import Subsampler, TokenEmbedding, inside, sinusoids
 from unitkit.models.heads import HeadConfig, SideHead, diagonal_loss, smoothed
+from unitkit.models.storage import read_model, save_model
 from unitkit.text import Letters
 from unitkit.units import Vocab
 
@@ -253,13 +250,16 @@ class Seq2Seq(nn.Module):
         return found.last_hidden_state, mask, found.hidden_states
 
     def forward(self, batch: Pairs, progress: float = 0.0) -> dict[str, Tensor]:
-        """Losses of a batch: `loss` is their weighted sum, `units` the decoder's; `progress` (0..1) is of training."""
+        """Losses of a batch: `loss` is their weighted sum, `units` the decoder's; `progress` (0..1) is of training.
+
+        Labels are smoothed, and attention guided, in training only: in eval mode the losses are nats a token.
+        """
         memory, mask, encoder_layers = self._encoded(batch.source, batch.lengths)
         labels = with_eos(batch.target)
         guide = self.config.guide * max(0.0, 1 - progress / self.config.guide_until) if self.training else 0.0
         logits, decoder_layers, attentions = self._decoded(memory, mask, labels, look=guide > 0)
         flat = labels if self.stack is None else stacked(labels, self.stack.r)
-        losses = {"units": smoothed(logits, flat, smoothing=self.config.label_smoothing)}
+        losses = {"units": smoothed(logits, flat, smoothing=self.config.label_smoothing if self.training else 0.0)}
         losses["accuracy"] = ((logits.argmax(-1) == flat) & (flat != Vocab.pad)).sum() / (flat != Vocab.pad).sum()
         total = losses["units"]
         if attentions is not None:
@@ -384,16 +384,10 @@ class Seq2Seq(nn.Module):
 
     def save(self, directory: str | os.PathLike[str], *, card: str = "") -> None:
         """Writes config.yaml, model.safetensors and card.md; the listener beside them is the recipe's business."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        configs.save(self.config, folder / "config.yaml")
         skip = self._implied()
-        kept = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items() if k not in skip}
-        temporary = folder / "model.safetensors.tmp"
-        # Bytes first: save_file makes a file that only its owner may read.
-        temporary.write_bytes(serialize(kept, metadata={"unitkit": "seq2seq"}))
-        os.replace(temporary, folder / "model.safetensors")
-        (folder / "card.md").write_text(card or f"# Seq2Seq\n\nTokenizer: `{self.config.tokenizer}`\n")
+        kept = {name: value for name, value in self.state_dict().items() if name not in skip}
+        text = card or f"# Seq2Seq\n\nTokenizer: `{self.config.tokenizer}`\n"
+        save_model(directory, self.config, kept, kind="seq2seq", card=text)
 
     def _implied(self) -> set[str]:
         """Names of weights that are others' or that follow from the config."""
@@ -405,14 +399,11 @@ class Seq2Seq(nn.Module):
     @classmethod
     def load(cls, directory: str | os.PathLike[str], device: str | torch.device = "cpu") -> "Seq2Seq":
         """Loads a model directory, ready for inference."""
-        folder = Path(directory)
-        for name in ("config.yaml", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise Seq2SeqError(f"{folder} is not a seq2seq model: it has no {name}")
-        model = cls(configs.load(Seq2SeqConfig, folder / "config.yaml"))
-        missing, unknown = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        config, weights = read_model(directory, Seq2SeqConfig, what="a seq2seq model", error=Seq2SeqError)
+        model = cls(config)
+        missing, unknown = model.load_state_dict(weights, strict=False)
         if wrong := [*(set(missing) - model._implied()), *unknown]:
-            raise Seq2SeqError(f"{folder}/model.safetensors does not fit its config.yaml: {min(wrong)}")
+            raise Seq2SeqError(f"{directory}: model.safetensors does not fit config.yaml: {min(wrong)}")
         return model.to(device).eval()
 
     def start_from(self, other: "Seq2Seq", *, parts: Sequence[str] = ("encoder", "decoder")) -> list[str]:
@@ -433,6 +424,8 @@ class Seq2Seq(nn.Module):
         prefixes = tuple(known[part] for part in parts) + (("inner.model.shared.",) if "decoder" in parts else ())
         own, found = self.state_dict(), other.state_dict()
         taken = {k: v for k, v in found.items() if k.startswith(prefixes) and k in own}
+        if lacking := [k for k in own if k.startswith(prefixes) and k not in found]:
+            raise Seq2SeqError(f"{lacking[0]} is not in the other model: are there as many layers in it?")
         if other_sizes := [k for k, v in taken.items() if own[k].shape != v.shape]:
             name = other_sizes[0]
             raise Seq2SeqError(f"{name} has the sizes {list(found[name].shape)} there, {list(own[name].shape)} here")

@@ -5,17 +5,15 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from unitkit import config as configs
+from unitkit.models.storage import read_model, save_model
 from unitkit.models.wave_cores import HifiganConfig, HifiganCore, IstftConfig, IstftCore, VocoderError
 from unitkit.units import Units, check_fingerprint
 
@@ -223,24 +221,15 @@ class UnitVocoder(nn.Module):
 
     def save(self, directory: str | os.PathLike[str], *, card: str = "") -> None:
         """Writes config.yaml, model.safetensors (weight normalisation folded) and card.md."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        configs.save(self.config, folder / "config.yaml")
-        temporary = folder / "model.safetensors.tmp"
-        # Bytes first: save_file makes a file that only its owner may read.
-        temporary.write_bytes(serialize(_plain_weights(self), metadata={"unitkit": "vocoder"}))
-        os.replace(temporary, folder / "model.safetensors")
-        (folder / "card.md").write_text(card or f"# Unit vocoder\n\nTokenizer: `{self.config.tokenizer}`\n")
+        text = card or f"# Unit vocoder\n\nTokenizer: `{self.config.tokenizer}`\n"
+        save_model(directory, self.config, _plain_weights(self), kind="vocoder", card=text)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], device: str | torch.device = "cpu") -> "UnitVocoder":
         """Loads a model directory, ready for inference."""
-        folder = Path(directory)
-        for name in ("config.yaml", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise VocoderError(f"{folder} is not a vocoder directory: it has no {name}")
-        model = cls(configs.load(VocoderConfig, folder / "config.yaml")).fold()
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        config, weights = read_model(directory, VocoderConfig, what="a vocoder directory", error=VocoderError)
+        model = cls(config).fold()
+        model.load_state_dict(weights)
         return model.to(device).eval()
 
     @torch.inference_mode()

@@ -1,0 +1,40 @@
+"""A model's directory: config.yaml, model.safetensors and card.md, written under other names first."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from unitkit import config as configs
+
+T = TypeVar("T")
+
+
+def save_model(
+    directory: str | os.PathLike[str], config: object, weights: Mapping[str, Tensor], *, kind: str, card: str
+) -> None:
+    """Writes the three files; `kind` is noted in the weights and tells what the directory is."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    configs.save(config, folder / "config.yaml")
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    temporary = folder / "model.safetensors.tmp"
+    # Bytes first: save_file makes a file that only its owner may read.
+    temporary.write_bytes(serialize(own, metadata={"unitkit": kind}))
+    os.replace(temporary, folder / "model.safetensors")
+    (folder / "card.md").write_text(card, encoding="utf-8")
+
+
+def read_model(
+    directory: str | os.PathLike[str], schema: type[T], *, what: str, error: type[ValueError]
+) -> tuple[T, dict[str, Tensor]]:
+    """Config and weights of a directory; `error` names the file that it lacks to be `what`."""
+    folder = Path(directory)
+    for name in ("config.yaml", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise error(f"{folder} is not {what}: it has no {name}")
+    return configs.load(schema, folder / "config.yaml"), load_file(folder / "model.safetensors")

@@ -128,10 +128,16 @@ def test_every_system_is_trained_on_what_is_there(made) -> None:
     assert "train_source=e/units/train.target.jsonl" in trained["bart"]
     assert "dev_source=d/es-en/dev.target.jsonl" in trained["t2u"]  # its texts
     names = [after(call, "-o")[0] for call in of(calls, "translate")]
-    assert names == [f"e/synth/{m}" for m in ("plain", "text", "ctc", "pretrained", "normalised", "cascade")]
+    systems = ["plain", "text", "ctc", "pretrained", "normalised"]
+    assert names == [f"e/synth/{m}" for m in (*systems, "t2u", "truth")]
     assert {after(call, "--vocoder")[0] for call in of(calls, "translate")} == {"e/vocoder"}
     (score,) = of(calls, "score")
-    assert score[: score.index("--control")] == [*names[:-1], "e/synth/copy", "e/synth/cascade", "e/synth/resynthesis"]
+    judged = [*systems, "copy", "cascade", "t2u", "truth", "resynthesis"]
+    assert score[: score.index("--control")] == [f"e/synth/{name}" for name in judged]
+    (weak,) = of(calls, "weak.py")  # what Whisper heard, spoken by the synthesiser
+    assert weak[0] == "d/es-en/test.source.jsonl" and after(weak, "--texts") == ["e/synth/whisper/manifest.jsonl"]
+    (cascade,) = [call for call in of(calls, "pair.py") if after(call, "-o") == ["e/units/cascade/weak"]]
+    assert "--forbid" not in cascade and cascade[cascade.index("--target") + 1] == "d/made/en-af_heart-weak-es-en/manifest.jsonl"
     assert after(score, "--reference") == ["d/es-en/test.target.jsonl"] and after(score, "--min-words") == ["4"]
     assert [after(call, "-o")[0] for call in of(calls, "vocode")] == [
         f"e/synth/{name}" for name in ("resynthesis", "copy", "random")

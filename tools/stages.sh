@@ -27,6 +27,8 @@ variables() { # name=default... -- "$@": sets each variable; other key=value wor
     done
 }
 
+recipe() { python "$root/recipes/$1.py" "${@:2}"; } # name word...
+
 # command...: exit status 1 says that bad files were listed and skipped, so the recipe goes on
 skipping() { local _status=0; "$@" || _status=$?; ((_status == 1)) || return "$_status"; }
 

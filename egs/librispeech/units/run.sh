@@ -11,7 +11,7 @@ cd "$(dirname "$0")" # paths are relative to the recipe's own folder
 : "${exp:=exp/$(basename "$features")${layer:+-l$layer}-k$units}"
 splits() { for path in "$data"/*.jsonl; do basename "$path" .jsonl; done; }
 
-manifest() { skipping python "$root/recipes/prepare.py" librispeech "$corpus" "$data" subsets="$subsets"; }
+manifest() { skipping recipe prepare librispeech "$corpus" "$data" subsets="$subsets"; }
 tokenizer() {
     skipping unitkit fit "$data/train.jsonl" -o "$exp/tokenizer" --features "$features" ${layer:+--layer "$layer"} \
         --units "$units" --max-frames "$max_frames"

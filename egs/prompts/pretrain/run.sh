@@ -21,7 +21,7 @@ targets() {
     teach whisper4 --features "$base" --layer 4 --units 200
 }
 pretrain() { # name, then the unit files that teach it, %s for the split
-    python "$root/recipes/pretrain.py" "conf/$1.yaml" out="$exp/$1" train_manifest="$data/train.jsonl" \
+    recipe pretrain "conf/$1.yaml" out="$exp/$1" train_manifest="$data/train.jsonl" \
         dev_manifest="$data/dev.jsonl" train_units="[${2//%s/train}]" dev_units="[${2//%s/dev}]" "${overrides[@]}"
 }
 train() {

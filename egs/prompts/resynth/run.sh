@@ -19,7 +19,7 @@ cd "$home" # paths are relative to the recipe's own folder
 name=$(basename "$features")${layer:+-l$layer}-k$units$( ((codebooks == 1)) || echo "x$codebooks")
 : "${exp:=exp/$lang-$([[ $tokenizer ]] && basename "$tokenizer" || echo "$name")-$core}"
 
-manifest() { skipping python "$root/recipes/prepare.py" "$reader" "$corpus" "$data" ${options:+"$options"}; }
+manifest() { skipping recipe prepare "$reader" "$corpus" "$data" ${options:+"$options"}; }
 tokenizer() {
     [[ ! $tokenizer ]] || { echo "tokenizer $tokenizer is there" >&2; return 0; }
     skipping unitkit fit "$data/train.jsonl" -o "$exp/tokenizer" --features "$features" ${layer:+--layer "$layer"} \
@@ -27,7 +27,7 @@ tokenizer() {
 }
 units() { for s in train dev test; do skipping unitkit encode "$data/$s.jsonl" -t "${tokenizer:-$exp/tokenizer}" -o "$exp/units/$s.jsonl"; done; }
 train() {
-    python "$root/recipes/train_vocoder.py" "conf/$core.yaml" out="$exp/vocoder" \
+    recipe train_vocoder "conf/$core.yaml" out="$exp/vocoder" \
         train_manifest="$data/train.jsonl" train_units="$exp/units/train.jsonl" \
         dev_manifest="$data/dev.jsonl" dev_units="$exp/units/dev.jsonl" "${overrides[@]}"
 }

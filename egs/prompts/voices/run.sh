@@ -8,7 +8,6 @@ source "$(dirname "$0")/../../../tools/stages.sh"
 variables corpus=downloads hours=3 data=data -- "$@"
 ((${#overrides[@]} == 0)) || die "no variable '${overrides[0]%%=*}'; the variables are: ${declared[*]}"
 cd "$(dirname "$0")" # paths are relative to the recipe's own folder
-recipe() { python "$root/recipes/$1.py" "${@:2}"; }
 
 prompts() { skipping recipe prepare prompts "$corpus" "$data/prompts" lang=en,es,fr,it,ru; }
 made() { recipe manufacture "$data/made" --hours "$hours" --forbid "$data/prompts/test.jsonl" --cache "$corpus/kokoro"; }

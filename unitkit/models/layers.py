@@ -1,0 +1,85 @@
+"""Blocks that two or more models share: residual convolutions, predictors of one value or bin a step, and lengths."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unitkit.models.front import inside
+
+
+class ConvNorm(nn.Module):
+    """A residual pair of convolutions, then a layer norm: x + conv1(relu(conv3(x))), dilated by 2 × depth + 1.
+
+    Padding counts as zero for the convolution, so a padded row comes out as it would alone.
+    """
+
+    def __init__(self, dim: int, *, depth: int = 0, kernel: int = 3, dropout: float = 0.1) -> None:
+        super().__init__()
+        dilation = 2 * depth + 1
+        self.wide = nn.Conv1d(dim, dim, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.narrow = nn.Conv1d(dim, dim, 1)
+        self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
+        hidden = (x * mask[:, :, None]).transpose(1, 2)
+        return self.norm(x + self.dropout(self.narrow(F.relu(self.wide(hidden))).transpose(1, 2)))
+
+
+class VariancePredictor(nn.Module):
+    """One value, or the logits of `out` bins, of each step, given a vector of the whole utterance as well.
+
+    `hidden` of the last call's layers feed a second predictor where one stands on another (energy on F0 in UUVC).
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, *, layers: int = 2, out: int = 1, condition: int = 0, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.enter = nn.Linear(dim + condition, hidden)
+        self.blocks = nn.ModuleList(ConvNorm(hidden, depth=i, dropout=dropout) for i in range(layers))
+        self.leave = nn.Linear(hidden, out)
+
+    def hidden(self, x: Tensor, mask: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(batch, steps, dim) and (batch, condition) to (batch, steps, hidden)."""
+        if condition is not None:
+            x = torch.cat([x, condition[:, None].expand(-1, x.shape[1], -1)], dim=2)
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+    def forward(self, x: Tensor, mask: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(batch, steps, dim) and (batch, condition) to (batch, steps) or (batch, steps, out)."""
+        found = self.leave(self.hidden(x, mask, condition))
+        return found.squeeze(2) if found.shape[2] == 1 else found
+
+
+def regulate(x: Tensor, durations: Tensor) -> tuple[Tensor, Tensor]:
+    """Each step repeated: (batch, steps, dim) and whole frames (batch, steps) to (batch, frames, dim) and lengths.
+
+    Frames behind a row's end are zero.
+    """
+    ends = durations.cumsum(1)
+    lengths = ends[:, -1]
+    frames = torch.arange(int(lengths.max()), device=x.device).expand(len(x), -1).contiguous()
+    index = torch.searchsorted(ends, frames, right=True).clamp(max=x.shape[1] - 1)
+    out = x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+    return out * inside(lengths, out.shape[1])[:, :, None], lengths
+
+
+def soft_bins(values: Tensor, *, low: float, high: float, bins: int, sigma: float) -> Tensor:
+    """Values (...) to targets (..., bins): a Gaussian of `sigma` bins, 1 at the bin of the value; ends take the rest."""
+    place = ((values - low) / (high - low) * (bins - 1)).clamp(0, bins - 1)
+    apart = torch.arange(bins, device=values.device) - place[..., None]
+    return torch.exp(-0.5 * (apart / sigma) ** 2)
+
+
+def expected_value(logits: Tensor, *, low: float, high: float) -> Tensor:
+    """The value (...) that bins (..., bins) speak for: their probabilities' mean near the most likely one."""
+    bins = logits.shape[-1]
+    probability = logits.sigmoid()
+    best = probability.argmax(-1, keepdim=True)
+    at = torch.arange(bins, device=logits.device)
+    near = probability * ((at - best).abs() <= max(2, bins // 32))
+    return low + (near * at).sum(-1) / near.sum(-1).clamp(min=1e-6) * (high - low) / (bins - 1)

@@ -69,7 +69,7 @@ def regulate(x: Tensor, durations: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_bins(values: Tensor, *, low: float, high: float, bins: int, sigma: float) -> Tensor:
-    """Values (...) to targets (..., bins): a Gaussian of `sigma` bins, 1 at the bin of the value; ends take the rest."""
+    """Values (...) to targets (..., bins): a Gaussian of `sigma` bins, 1 at the value; the ends take the rest."""
     place = ((values - low) / (high - low) * (bins - 1)).clamp(0, bins - 1)
     apart = torch.arange(bins, device=values.device) - place[..., None]
     return torch.exp(-0.5 * (apart / sigma) ** 2)

@@ -396,12 +396,15 @@ def plain(text: str) -> str:
 
 
 class Forbidden:
-    """Texts that no sentence may equal, nor hold as part when they have three words or more."""
+    """Texts that no sentence may equal, nor hold as part when they have five words or more.
+
+    Shorter ones are phrases: "mot de passe" is a prompt of its own, and would forbid all that is said of passwords.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         """Keep the plain form of each text."""
         self.whole = {plain(text) for text in texts} - {""}
-        self.parts = [f" {text} " for text in sorted(self.whole) if text.count(" ") >= 2]
+        self.parts = [f" {text} " for text in sorted(self.whole) if text.count(" ") >= 4]
 
     def holds(self, text: str) -> bool:
         """Whether a sentence is, or says, one of the texts."""

@@ -298,14 +298,15 @@ MADE: dict[str, Callable[[np.random.Generator], dict[str, str]]] = {
 
 
 def sentences(
-    n: int, *, seed: int = 0, forbidden: Iterable[str] = (), grammar: Grammar | None = None
+    n: int, *, seed: int = 0, forbidden: Iterable[str] = (), words: int = 3, grammar: Grammar | None = None
 ) -> list[Sentence]:
     """The first `n` sentences of a seed, distinct in every language; none is or holds a text of `forbidden`.
 
-    A sentence with a forbidden text in one language is dropped in all. A smaller n gives the beginning of a larger.
+    Those of fewer than `words` words may be held. A sentence with a forbidden text in one language is dropped in all. A
+    smaller n gives the beginning of a larger.
     """
     grammar, draw = grammar or read_grammar(), np.random.default_rng(seed)
-    barred, seen, out = Forbidden(forbidden), set[tuple[str, str]](), list[Sentence]()
+    barred, seen, out = Forbidden(forbidden, words=words), set[tuple[str, str]](), list[Sentence]()
     misses = 0
     while len(out) < n:
         pattern = grammar.patterns[int(draw.integers(len(grammar.patterns)))]
@@ -396,15 +397,16 @@ def plain(text: str) -> str:
 
 
 class Forbidden:
-    """Texts that no sentence may equal, nor hold as part when they have five words or more.
+    """Texts that no sentence may equal, nor hold as part when they have `words` words or more.
 
-    Shorter ones are phrases: "mot de passe" is a prompt of its own, and would forbid all that is said of passwords.
+    Where the held-out texts are prompts, three words may be a mere phrase: "mot de passe" is one of them, and would
+    forbid all that is said of passwords.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], *, words: int = 3) -> None:
         """Keep the plain form of each text."""
         self.whole = {plain(text) for text in texts} - {""}
-        self.parts = [f" {text} " for text in sorted(self.whole) if text.count(" ") >= 4]
+        self.parts = [f" {text} " for text in sorted(self.whole) if text.count(" ") >= words - 1]
 
     def holds(self, text: str) -> bool:
         """Whether a sentence is, or says, one of the texts."""
@@ -457,6 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grammar", type=Path, default=GRAMMAR, help="menus.txt: telephone menus (default texts.txt)")
     parser.add_argument("--forbid", type=Path, action="append", default=[], help="manifest with texts never to say")
+    parser.add_argument("--part-words", type=int, default=3, help="forbidden ones of so many are no part (default 3)")
     parser.add_argument("--prompts", type=Path, nargs="+", help="manifests of recordings: their texts, no grammar")
     parser.add_argument("--max-seconds", type=float, default=12.0, help="of a recording of --prompts (default 12)")
     given = parser.parse_args(argv)
@@ -476,7 +479,8 @@ def _rows(given: argparse.Namespace) -> list[dict[str, str]]:
     forbidden = [row.text for path in given.forbid for row in read_manifest(path) if row.text]
     if given.prompts:
         return prompt_texts(given.prompts, max_seconds=given.max_seconds, forbidden=forbidden)
-    made = sentences(given.n, seed=given.seed, forbidden=forbidden, grammar=read_grammar(given.grammar))
+    grammar = read_grammar(given.grammar)
+    made = sentences(given.n, seed=given.seed, forbidden=forbidden, words=given.part_words, grammar=grammar)
     return [{"id": row.id, **row.texts} for row in made]
 
 

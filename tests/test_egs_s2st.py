@@ -62,7 +62,7 @@ def test_prompts_become_parallel_speech(made) -> None:
         [f"d/{lang}", f"lang={lang}"] for lang in ("en", "es", "fr", "it")
     ]
     menus, prompts, dev = of(calls, "texts.py")
-    assert after(menus, "--n")[0] == "70" and menus[0] == "d/menus.jsonl"
+    assert after(menus, "--n")[0] == "70" and after(menus, "--part-words")[0] == "5" and menus[0] == "d/menus.jsonl"
     for call in (menus, prompts):
         assert [word.removeprefix("--forbid=") for word in call if word.startswith("--forbid")] == HELD
     assert after(prompts, "--prompts") == [f"d/{lang}/train.jsonl" for lang in ("en", "es", "fr", "it")]

@@ -157,6 +157,8 @@ def test_forbidden_texts_are_not_said() -> None:
     rest = texts.sentences(200, seed=0, forbidden=[whole.texts["fr"].upper() + "!!", part])
     assert whole.id not in {one.id for one in rest} and SENTENCES[7].id not in {one.id for one in rest}
     assert not any(part in texts.plain(one.texts["es"]) for one in rest)
+    assert part in " ".join(texts.plain(one.texts["es"]) for one in texts.sentences(200, forbidden=[part], words=4))
+    assert texts.Forbidden(["one two three four"], words=4).holds("Zero one two three four five.")
     assert not texts.Forbidden(["Eins", "one"]).holds("One two three.") and texts.Forbidden(["one"]).holds("One!")
 
 

@@ -5,7 +5,7 @@
 # voices.{train,dev}: the target language as anybody says it (source) and as the one voice that is made says it (target).
 source "$(dirname "$0")/../../../tools/stages.sh"
 variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= source=es target=en data=data out= \
-    made=menus pairs=2000 asr= limits= forbid=1 max_seconds=15 voice=af_heart \
+    made=menus pairs=2300 asr= limits= forbid=1 max_seconds=15 voice=af_heart \
     voices=ef_dora,em_alex,af_heart,af_bella,am_michael,am_puck,bf_emma,if_sara,ff_siwis,bm_george -- "$@"
 ((${#overrides[@]} == 0)) || die "no variable '${overrides[0]%%=*}'; the variables are: ${declared[*]}"
 cd "$home" # paths are relative to the recipe's own folder
@@ -22,7 +22,7 @@ pairs() { recipe pair -o "$out/$1" "${@:2}"; }
 manifests() { case $reader in prompts) for l in en es fr it; do prepare "$l" lang="$l"; done ;;
     *) prepare "$source" side=source; [[ $made ]] || prepare "$target" side=target ;; esac; }
 texts() { [[ $made == menus ]] || return 0 # what will be said: sentences of our own, and the words of the prompts
-    recipe texts "$data/menus.jsonl" --grammar "$root/recipes/menus.txt" --n "$pairs" "${held[@]/#/--forbid=}"
+    recipe texts "$data/menus.jsonl" --grammar "$root/recipes/menus.txt" --n "$pairs" --part-words 5 "${held[@]/#/--forbid=}"
     recipe texts "$data/prompts.jsonl" --prompts "$data/"{en,es,fr,it}/train.jsonl "${held[@]/#/--forbid=}"
     recipe texts "$data/dev-prompts.jsonl" --prompts "$data/"{en,es,fr,it}/dev.jsonl
 }

@@ -38,7 +38,7 @@ translate() { for m in $systems; do say "$d/test.source.jsonl" "$m" "$m"; done; 
 baselines() { speak test.target resynthesis; for b in $baselines; do case $b in
     copy) copied copy ;; random) copied random --random 0 ;; # the nearest training source's target; any one's: the control
     cascade) recipe baselines whisper-translate "$d/test.source.jsonl" -o "$out/whisper/manifest.jsonl" # its text spoken by …
-        data weak asr="$d/test.source.jsonl" out="$u/cascade" forbid= limits="--texts $out/whisper/manifest.jsonl --ratio 99 --most-same 99"
+        data weak asr="$d/test.source.jsonl" out="$u/cascade" forbid= max_seconds=999 limits="--texts $out/whisper/manifest.jsonl --ratio 99 --most-same 99"
         recipe join "$out/cascade/manifest.jsonl" "$u/cascade/weak.target.jsonl" ;; # … the synthesiser, and by text to units
     t2u) s2ut t2u "$d/%s.target.jsonl" "$u/%s.target.jsonl"; say "$out/whisper/manifest.jsonl" t2u t2u ;;
     truth) say "$d/test.target.jsonl" t2u truth ;; esac; done; }

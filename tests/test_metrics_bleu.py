@@ -254,6 +254,8 @@ def test_a_system_that_writes_no_text_is_left_out_one_missing_text_counts(
     write_manifest(tmp_path / "mute.jsonl", (replace(row, text=None) for row in rows))
     (row,) = score(tmp_path / "mute.jsonl", english, metrics="text_bleu")
     assert row.value is None and row.note == "left out: no texts in the judged manifest: the system writes none"
+    (row,) = score(english, english, metrics="text_bleu")  # as of speech from units, whose texts `--like` brought along
+    assert row.value is None and row.note.startswith("left out: the texts in the judged manifest are the reference's")
     write_manifest(tmp_path / "half.jsonl", (replace(row, text=None if row.id == "0" else row.text) for row in rows))
     (row,) = score(tmp_path / "half.jsonl", english, metrics="text_bleu")
     found = ["", *CLEAN[0][1:]]

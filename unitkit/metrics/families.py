@@ -122,6 +122,8 @@ def written(context: Context, side: Side) -> Texts:
     pairs = _transcribed(side)
     if all(judged.text is None for judged, _ in pairs):
         raise Unavailable("no texts in the judged manifest: the system writes none")
+    if len(pairs) > 1 and all(judged.text == original.text for judged, original in pairs):
+        raise Unavailable("the texts in the judged manifest are the reference's, letter for letter: nobody wrote them")
     return Texts(
         [original.text or "" for _, original in pairs],
         [judged.text or "" for judged, _ in pairs],

@@ -6,7 +6,7 @@
 source "$(dirname "$0")/../../../tools/stages.sh"
 variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= source=es target=en made=menus pairs=2300 asr= \
     voice=af_heart tokenizer= features=downloads/whisper-base layer=4 units=200 systems="plain text ctc pretrained normalised" baselines="copy random cascade" \
-    beam=10 metrics=asr_bleu,text_bleu,uer,dnsmos min_words=4 recognizer=auto data=data exp= -- "$@"
+    beam=10 metrics=asr_bleu,text_bleu,uer,wer,dnsmos min_words=4 recognizer=auto data=data exp= -- "$@"
 cd "$home" # paths are relative to the recipe's own folder; other corpora run these stages too, see egs/cvss/s2st/run.sh
 : "${exp:=exp/$source-$target}" "${tokenizer:=$exp/tokenizer}" # tokenizer=mini: the bundled one, which needs no download
 d=$data/$source-$target u=$exp/units out=$exp/synth

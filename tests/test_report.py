@@ -280,6 +280,7 @@ def test_translations_begin_with_what_was_said_and_show_what_was_written(tmp_pat
     (exp / "synth" / "dedup").rename(exp / "synth" / "mine")
     made = exp / "synth" / "mine" / "manifest.jsonl"
     write_manifest(made, [replace(row, text="what & why") for row in read_manifest(made)])
+    (exp / "units" / "test.jsonl").rename(exp / "units" / "test.target.jsonl")  # as the recipes of translation name it
     page = report_experiment(
         exp, exp / "data" / "manifest.jsonl", exp / "r.html", title="x", source=tmp_path / "said.jsonl"
     )

@@ -121,7 +121,7 @@ def report_experiment(
     """Write the page of a recipe's experiment directory: units/test.jsonl, synth/*, scores.jsonl, */metrics.jsonl.
 
     Systems come in the order frames, dedup, those of the scores, others, shuffled.  Of translations the reference is in
-    the target language, and `source` is the manifest of what was heard.
+    the target language, as are units/test.target.jsonl, and `source` is the manifest of what was heard.
     """
     scores = exp / "scores.jsonl"
     scored = dict.fromkeys(row.system for row in read_scores(scores)) if scores.exists() else {}
@@ -135,7 +135,7 @@ def report_experiment(
         title=title,
         systems=[(path.parent.name, path) for path in found],
         reference=reference,
-        units=exp / "units" / "test.jsonl",
+        units=exp / "units" / ("test.target.jsonl" if source else "test.jsonl"),
         metrics=sorted(exp.glob("*/metrics.jsonl")),
         scores=scores if scores.exists() else None,
         notes=notes,

@@ -34,8 +34,8 @@ def corpus(tmp_path_factory) -> dict[str, str]:
         rows, units = [], []
         for number in range(count):
             ids = np.repeat(draw.integers(0, N_UNITS, 10), 5)
-            time = np.arange(len(ids) * HOP + 80) / RATE  # 80 samples more, for the window of the last frame
-            pitch = np.pad(np.repeat(300 + 350 * ids, HOP), (0, 80), mode="edge")
+            time = np.arange(len(ids) * HOP + 400) / RATE  # more samples, for the window of the last frame
+            pitch = np.pad(np.repeat(300 + 350 * ids, HOP), (0, 400), mode="edge")
             wav = (0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * draw.standard_normal(len(time))).astype(np.float32)
             name, path = f"{split}/{number}", folder / f"{split}-{number}.wav"
             audio.write(path, wav, RATE)
@@ -49,7 +49,8 @@ def corpus(tmp_path_factory) -> dict[str, str]:
 
 FAST = [
     "features=logmel", "fit.device=cpu", "fit.precision=fp32", "fit.tensorboard=false", "fit.log_every=50",
-    "fit.ema=0.9", "model.hidden=32", "model.dim=16", "model.blocks=1", "optim.lr=5e-3", "optim.warmup=5", "data.batch=8",
+    "fit.ema=0.9", "model.hidden=32", "model.dim=16", "model.blocks=1", "optim.lr=5e-3",
+    "optim.warmup=5", "data.batch=8",
 ]  # fmt: skip
 
 

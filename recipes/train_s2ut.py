@@ -452,7 +452,7 @@ def train(config: Config) -> FitResult:
     )
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
-        own = module.seq2seq if isinstance(module, Hearing) else module
+        own = module.head if isinstance(module, Hearing) else module
         own.save(folder, card=_card(config, own.config, metrics))
         heard = module.listener if isinstance(module, Hearing) else listener
         if heard is not None:

@@ -24,6 +24,7 @@ from unitkit.models.discriminators import (
     judge_loss,
 )
 from unitkit.models.vocoder import UnitVocoder, VocoderConfig, n_parameters
+from unitkit.soft import SoftHeader, read_soft_header
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
 from unitkit.units import check_fingerprint
 
@@ -41,7 +42,7 @@ class DataConfig:
     cache_mb: int = 2048  # audio kept in memory
     dev_utterances: int = 32  # validated on, evenly spread over the dev set; 0 = all
     dev_seconds: float = 8.0  # at most this much of each
-    features_train: str = ""  # folders of <id>.npy (frames, dim): soft units instead of ids
+    features_train: str = ""  # folders of soft units (unitkit.soft), instead of ids
     features_dev: str = ""
 
 
@@ -118,16 +119,16 @@ def _prosody(
 
 def _complete(config: Config, train: data.Corpus, cache: data.AudioCache) -> tuple[VocoderConfig, data.Prosody | None]:
     """The model's config with all that the training set decides, and the training set's prosody where it is used."""
-    header = train.header
+    header, soft = train.header, _soft_header(config, train)
     model = replace(
         config.model,
-        tokenizer=header.tokenizer,
+        tokenizer=soft.tokenizer if soft else header.tokenizer,
         rate_hz=header.rate_hz,
         n_units=header.n_units,
         codebooks=header.codebooks,
         speakers=train.speakers,
         langs=train.langs,
-        features_dim=_features_dim(config, train),
+        features_dim=soft.dim if soft else 0,
     )
     if not (model.f0 or model.energy):
         return model, None
@@ -135,15 +136,20 @@ def _complete(config: Config, train: data.Corpus, cache: data.AudioCache) -> tup
     return replace(model, f0_stats=prosody.stats if model.f0 else {}), prosody
 
 
-def _features_dim(config: Config, train: data.Corpus) -> int:
-    if bool(config.data.features_train) != bool(config.data.features_dev):
+def _soft_header(config: Config, train: data.Corpus) -> SoftHeader | None:
+    """What both folders of soft units say of them, where there are any."""
+    folders = (config.data.features_train, config.data.features_dev)
+    if bool(folders[0]) != bool(folders[1]):
         raise configs.ConfigError("soft units need both data.features_train and data.features_dev")
-    if not config.data.features_train:
-        return 0
-    import numpy as np
-
-    path = Path(config.data.features_train) / f"{train.rows[0].utterance.id}.npy"
-    return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1])
+    if not folders[0]:
+        return None
+    header, other = (read_soft_header(folder) for folder in folders)
+    check_fingerprint(header.tokenizer, other.tokenizer, what=folders[1])
+    if abs(header.rate_hz - train.header.rate_hz) > 1e-6:
+        raise configs.ConfigError(
+            f"{folders[0]} has {header.rate_hz:g} soft units a second, {config.train_units} {train.header.rate_hz:g}"
+        )
+    return header
 
 
 def _speak(model: nn.Module, batch: data.Batch) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,26 @@ ROWS = [  # top to bottom: a module imports from rows below its own, never from 
     {"tokenizer", "models", "analysis"},
     {"stream", "recording"},
     {"encoders", "quantizers", "metrics"},
-    {"units", "formats", "manifest", "audio", "augment", "config", "pickled", "bpe", "segments", "text", "axis"},
+    {
+        "units",
+        "formats",
+        "manifest",
+        "audio",
+        "augment",
+        "config",
+        "pickled",
+        "bpe",
+        "segments",
+        "text",
+        "axis",
+        "soft",
+    },
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 EXEMPT = {"__init__", "doctor"}  # the lazy names of the package; doctor tries to import everything, by design
 # Inside a row: formats read and write what units and manifest define; bpe and segments are of units; workers take
 # shards, and a shard is encoded as a file is.
-ALLOWED = {("formats", "units"), ("formats", "manifest"), ("bpe", "units"), ("segments", "units")}
+ALLOWED = {("formats", "units"), ("formats", "manifest"), ("bpe", "units"), ("segments", "units"), ("soft", "units")}
 ALLOWED |= {("shards", "encode"), ("workers", "shards"), ("workers", "encode")}
 LONG = {"fit", "forward"}  # the two functions that may pass MAX_LINES
 MAX_FILE, MAX_LINES, MAX_RUN = 500, 60, 50

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
     "AudioError",
     "FingerprintError",
+    "SoftTokenizer",
+    "SoftUnits",
     "Tokenizer",
     "Translation",
     "Translator",

@@ -8,6 +8,8 @@ __version__ = "0.1.0"
 _HOME = {
     "AudioError": "audio",
     "FingerprintError": "units",
+    "SoftTokenizer": "pipeline",
+    "SoftUnits": "soft",
     "Tokenizer": "tokenizer",
     "Translation": "pipeline",
     "Translator": "pipeline",
@@ -26,6 +28,8 @@ _HOME = {
 __all__ = [
     "AudioError",
     "FingerprintError",
+    "SoftTokenizer",
+    "SoftUnits",
     "Tokenizer",
     "Translation",
     "Translator",

@@ -3,10 +3,12 @@ from unitkit.bpe import UnitBPE as UnitBPE
 from unitkit.manifest import Utterance as Utterance
 from unitkit.manifest import read_manifest as read_manifest
 from unitkit.manifest import write_manifest as write_manifest
+from unitkit.pipeline import SoftTokenizer as SoftTokenizer
 from unitkit.pipeline import Translation as Translation
 from unitkit.pipeline import Translator as Translator
 from unitkit.pipeline import Vocoder as Vocoder
 from unitkit.segments import segment as segment
+from unitkit.soft import SoftUnits as SoftUnits
 from unitkit.tokenizer import Tokenizer as Tokenizer
 from unitkit.units import FingerprintError as FingerprintError
 from unitkit.units import Units as Units

@@ -102,7 +102,7 @@ def fit(
 @app.command()
 def encode(
     inputs: Inputs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The unit file to write (JSONL).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The unit file to write (JSONL); a folder for soft units.")],
     tokenizer: Tok = None,
     workers: Annotated[int, typer.Option("--workers", "-j", help="Processes, one thread each.")] = 1,
     shard: Annotated[
@@ -128,10 +128,16 @@ def encode(
 
       find . -name '*.flac' | unitkit encode - -o units.jsonl --strict
 
+      unitkit encode train.jsonl -t exp/soft -o exp/soft-units    (a soft tokenizer: a folder of vectors)
+
       unitkit encode train.jsonl -o units.jsonl --shard 3/10    (and the other nine; then unitkit merge units.jsonl)
     """
     from unitkit.workers import Loader, Options
 
+    if tokenizer is not None and _is_soft(Path(tokenizer)):
+        if shard is not None or workers != 1 or engine != "local" or backend != "auto" or precision is not None:
+            raise ValueError(f"{tokenizer} makes soft units: leave out --shard, --workers, --engine, --backend, ...")
+        return _encode_soft(tokenizer, inputs, out, strict=strict, overwrite=overwrite, device=device)
     if shard is not None and (workers != 1 or engine != "local"):
         raise ValueError("--shard is one process: leave out --workers and --engine, or take more and smaller shards")
     loader, options = Loader(tokenizer, device, precision, backend), Options(strict=strict, overwrite=overwrite)
@@ -143,6 +149,21 @@ def encode(
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here")
         raise
+
+
+def _is_soft(directory: Path) -> bool:
+    """Whether a directory is a soft tokenizer's, which is a model's."""
+    return (directory / "config.yaml").is_file() and not (directory / "tokenizer.json").is_file()
+
+
+def _encode_soft(tokenizer: str, inputs: list[str], out: Path, *, strict: bool, overwrite: bool, device: str) -> None:
+    from unitkit.pipeline import SoftTokenizer, encode_soft
+
+    given = utterances(inputs)
+    soft = SoftTokenizer.load(tokenizer, device=device)
+    with _shown(given) as tell:
+        summary = encode_soft(soft, given, out, strict=strict, overwrite=overwrite, on_progress=tell)
+    _conclude(out, summary)
 
 
 def _encode_all(loader: "Loader", inputs: list[str], out: Path, workers: int, engine: str, options: "Options") -> None:
@@ -220,12 +241,14 @@ def _tell_of_windows(loader: "Loader", given: "Sequence[Utterance]") -> None:
 
 
 def _conclude(out: Path, summary: "Summary") -> None:
+    from unitkit.soft import read_soft_header
     from unitkit.units import read_header
 
+    fingerprint = (read_soft_header if out.is_dir() else read_header)(out).tokenizer
     console.print(
         f"{out}: {summary.encoded} encoded, {summary.kept} kept, {len(summary.bad)} bad; "
         f"{summary.seconds / 60:.1f} min of audio in {summary.elapsed:.1f} s "
-        f"({summary.hours_per_hour:.0f} hours per hour); tokenizer {read_header(out).tokenizer}",
+        f"({summary.hours_per_hour:.0f} hours per hour); tokenizer {fingerprint}",
         soft_wrap=True,
     )
     finish([(u.audio, reason) for u, reason in summary.bad])

@@ -10,7 +10,7 @@ from unitkit.cli.show import Device, app, console, progress
 
 @app.command()
 def vocode(
-    units: Annotated[Path, typer.Argument(help="Unit file to speak.")],
+    units: Annotated[Path, typer.Argument(help="Unit file, or folder of soft units, to speak.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="Vocoder directory.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl and wavs.")],
     like: Annotated[

@@ -1,13 +1,13 @@
 """Partial fine-tuning by the names of parameters, and a listener that learns together with what it hears for."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from unitkit.models.listen import Listener
-from unitkit.models.seq2seq import Pairs, Seq2Seq
 
 LNA = ("layer_norm", "layernorm", "self_attn", "attention.")  # norms and self-attention, as transformers names them
 
@@ -36,13 +36,16 @@ def trainable(module: nn.Module, what: str, *, attention: Sequence[str] = ()) ->
     return [name for name, parameter in named.items() if parameter.requires_grad]
 
 
-class Hearing(nn.Module):
-    """A listener whose weights learn, in front of a Seq2Seq: batches hold wavs (batch, samples)."""
+Head = TypeVar("Head", bound=nn.Module)
 
-    def __init__(self, listener: Listener, seq2seq: Seq2Seq, *, what: str) -> None:
+
+class Hearing(nn.Module, Generic[Head]):
+    """A listener whose weights learn, in front of a model: batches have wavs (batch, samples) as their `source`."""
+
+    def __init__(self, listener: Listener, head: Head, *, what: str) -> None:
         """`what` of the listener learns; see `trainable`."""
         super().__init__()
-        self.seq2seq = seq2seq
+        self.head = head
         self.heard = (listener,)  # in a tuple: an encoder is no module, and its copies must be ours
         self.net: Any = listener.encoder.model  # type: ignore[attr-defined]
         self.net.requires_grad_(True)
@@ -54,12 +57,12 @@ class Hearing(nn.Module):
         self.heard[0].encoder.model = self.net  # type: ignore[attr-defined]
         return self.heard[0]
 
-    def forward(self, batch: Pairs, progress: float = 0.0) -> dict[str, Tensor]:
-        """Losses of a batch whose source are wavs; see `Seq2Seq.forward`."""
+    def forward(self, batch: Any, *rest: Any) -> dict[str, Tensor]:
+        """The head's losses of a batch, a dataclass with `source` and `lengths`, whose source are wavs."""
         wavs = [wav[:n] for wav, n in zip(batch.source, batch.lengths.tolist(), strict=True)]
         encoder: Any = self.listener.encoder
         encoder.device = batch.source.device
         features = encoder.differentiable(wavs)
         lengths = torch.tensor([len(f) for f in features], device=batch.lengths.device)
         padded = nn.utils.rnn.pad_sequence(features, batch_first=True)
-        return self.seq2seq(Pairs(padded, lengths, batch.target, batch.texts), progress)
+        return self.head(replace(batch, source=padded, lengths=lengths), *rest)

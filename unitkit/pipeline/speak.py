@@ -14,6 +14,7 @@ import torch
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
 from unitkit.recording import read_speech
+from unitkit.soft import SoftUnits, ids_in, read_soft, read_soft_header
 from unitkit.tokenizer import pick_device
 from unitkit.units import Units, check_fingerprint, read_header, read_units
 
@@ -46,7 +47,7 @@ class Vocoder:
 
     def __call__(
         self,
-        units: Units,
+        units: Units | SoftUnits,
         *,
         speaker: str | None = None,
         lang: str | None = None,
@@ -57,7 +58,8 @@ class Vocoder:
         """Speak `units`.
 
         Args:
-            units: frame-level units, or reduced ones (their durations are then predicted unless given).
+            units: frame-level units, or reduced ones (their durations are then predicted unless given); soft units for
+                a vocoder trained on them.
             speaker: name; needed where the vocoder knows several.
             lang: language name, likewise.
             f0: (frames,) Hz, 0 = unvoiced, for a vocoder trained with F0.
@@ -67,14 +69,14 @@ class Vocoder:
         Raises:
             FingerprintError: the units come from another tokenizer than the vocoder's.
         """
-        units = self._ready(units, durations)
-        if units.n_frames == 0:
+        ready, predict = self._ready(units, durations)
+        if not len(ready):
             return np.zeros(0, np.float32)
         (wav,) = self.model.generate(
-            [units],
+            [ready],
             speaker=speaker,
             lang=lang,
-            durations="predict" if units.reduced else None,
+            durations=predict,
             f0=None if f0 is None else [f0],
             energy=None if energy is None else [energy],
         )
@@ -82,7 +84,7 @@ class Vocoder:
 
     def stream(
         self,
-        units: Units,
+        units: Units | SoftUnits,
         *,
         seconds: float = 0.5,
         speaker: str | None = None,
@@ -92,15 +94,15 @@ class Vocoder:
         durations: str | np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """What a call gives, in pieces (samples,) of `seconds`, each as soon as it is made."""
-        units = self._ready(units, durations)
-        if units.n_frames == 0:
+        ready, predict = self._ready(units, durations)
+        if not len(ready):
             return iter(())
         pieces = self.model.stream(
-            units,
+            ready,
             seconds=seconds,
             speaker=speaker,
             lang=lang,
-            durations="predict" if units.reduced else None,
+            durations=predict,
             f0=f0,
             energy=energy,
         )
@@ -114,14 +116,21 @@ class Vocoder:
         (frames,) = self.model.predict_durations([torch.from_numpy(units.ids).to(self.model.device)])
         return frames.cpu().numpy()
 
-    def _ready(self, units: Units, durations: str | np.ndarray | None) -> Units:
-        """Units to speak as they are: at frame level, or reduced where the durations are to be predicted."""
+    def _ready(
+        self, units: Units | SoftUnits, durations: str | np.ndarray | None
+    ) -> tuple[Units | np.ndarray, str | None]:
+        """What the model takes: units, with "predict" where they are reduced, or soft units as they are."""
         if isinstance(durations, str) and durations not in ("predicted", "frames"):
             raise ValueError(f"durations {durations!r}: known are 'frames', 'predicted', or an array of frames")
         check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
+        if isinstance(units, SoftUnits):
+            if durations not in (None, "frames"):
+                raise ValueError(f"durations {durations!r}: soft units are one a frame; leave durations out")
+            return units.values, None
         if durations is not None and not isinstance(durations, str):
-            return units.expand(np.asarray(durations))
-        return units.dedup()[0] if durations == "predicted" and not units.reduced else units
+            return units.expand(np.asarray(durations)), None
+        ready = units.dedup()[0] if durations == "predicted" and not units.reduced else units
+        return ready, "predict" if ready.reduced else None
 
 
 def synthesise(
@@ -136,26 +145,27 @@ def synthesise(
     shuffle: int | None = None,
     on_progress: Callable[[Utterance], None] | None = None,
 ) -> int:
-    """Speak a unit file into the directory `out`: `manifest.jsonl` + wavs.  Returns the number of utterances.
+    """Speak a unit file, or a folder of soft units, into `out`: `manifest.jsonl` + wavs.  Returns how many.
 
     Rows of the manifest `like` lend text, speaker and language by id, and their recordings F0 and energy to a vocoder
     trained with them.  Interrupted work goes on; a directory made with other settings is
     made anew.  `shuffle` is the seed of the frame-shuffled control.
     """
     out = Path(out)
-    check_fingerprint(vocoder.tokenizer, read_header(units).tokenizer, what=str(units))
+    header = read_soft_header(units) if Path(units).is_dir() else read_header(units)
+    check_fingerprint(vocoder.tokenizer, header.tokenizer, what=str(units))
     rows = {row.id: row for row in read_manifest(like)} if like else {}
     settings = _synthesis_settings(vocoder, units, durations, speaker, lang, shuffle)
     reuse = same_settings(out, settings)
     made: list[Utterance] = []
-    for one in read_units(units):
+    for one in _units_in(units, shuffle):
         row = rows.get(one.id, Utterance(one.id, ""))
         row = replace(row, speaker=speaker or row.speaker, lang=lang or row.lang)
         path = out / "wav" / f"{file_name(one.id)}.wav"
         if not (reuse and path.exists()):
             f0, energy = _prosody(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
-                one if shuffle is None else one.shuffled(shuffle),
+                one,
                 speaker=_known(row.speaker, vocoder.model.config.speakers, speaker),
                 lang=_known(row.lang, vocoder.model.config.langs, lang),
                 f0=f0,
@@ -167,6 +177,18 @@ def synthesise(
         if on_progress:
             on_progress(made[-1])
     return write_manifest(out / "manifest.jsonl", made)
+
+
+def _units_in(units: str | Path, shuffle: int | None) -> Iterator[Units | SoftUnits]:
+    """The units of a file or the soft units of a folder, their frames in disorder where a seed asks for it."""
+    if Path(units).is_dir():
+        for id in ids_in(units):
+            one = read_soft(units, id)
+            order = np.random.default_rng(shuffle).permutation(len(one)) if shuffle is not None else slice(None)
+            yield replace(one, values=one.values[order])
+        return
+    for two in read_units(units):
+        yield two if shuffle is None else two.shuffled(shuffle)
 
 
 def _prosody(
@@ -197,12 +219,20 @@ def file_name(utterance: str) -> str:
     return flat if flat == utterance else f"{flat}-{sha256(utterance.encode()).hexdigest()[:6]}"
 
 
+def _checksum(units: Path) -> str:
+    """12 hex digits of the content of a unit file, or of all files of a folder."""
+    digest = sha256()
+    for path in sorted(units.rglob("*.npy")) if units.is_dir() else [units]:
+        digest.update(path.name.encode() * units.is_dir() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def _synthesis_settings(
     vocoder: Vocoder, units: str | Path, durations: str, speaker: str | None, lang: str | None, shuffle: int | None
 ) -> dict[str, object]:
     return {
         "vocoder": vocoder.model.checksum(),
-        "units": sha256(Path(units).read_bytes()).hexdigest()[:12],
+        "units": _checksum(Path(units)),
         "tokenizer": vocoder.tokenizer,
         "durations": durations,
         "speaker": speaker,

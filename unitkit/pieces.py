@@ -1,4 +1,4 @@
-"""Text as pieces, letters or strings of them, by sentencepiece; numbered after the special ids that units have as well."""
+"""Text as pieces, letters or strings of them, by sentencepiece; numbered after the special ids, as units are."""
 
 import hashlib
 import io
@@ -41,7 +41,7 @@ class Pieces:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, *, kind: str = "bpe", langs: Iterable[str] = ()) -> "Pieces":
-        """Learn at most `size` pieces of `kind` "bpe", or one a letter with "char"; texts are taken as they are written.
+        """Learn at most `size` pieces of `kind` "bpe", or, of "char", one a letter; texts are taken as they are.
 
         Nothing is random: the same texts give the same pieces.  Fewer pieces come out where texts have no more pairs.
         """

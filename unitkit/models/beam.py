@@ -89,10 +89,10 @@ def beam_search(
     """
     if inner is not None:
         _check(inner, memory, mask, beam=beam, max_new=max_new)
-    if stack is not None and (scorer is not None or first is not None) or (inner is None and scorer is None):
-        raise BeamError(
-            "a scorer and first tokens are for one token a step, without a stack; no decoder needs a scorer"
-        )
+    if stack is not None and (scorer is not None or first is not None):
+        raise BeamError("a scorer and first tokens are for one token a step: leave them out, or the stack")
+    if inner is None and scorer is None:
+        raise BeamError("no decoder and no scorer: one of them must say what counts")
     decoder: _Decoder | _Silent
     decoder = _Silent(memory, beam) if inner is None else _Decoder(inner, memory, mask, beam=beam, stack=stack)
     search: _Search = (

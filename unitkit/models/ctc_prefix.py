@@ -1,10 +1,10 @@
 """CTC in a beam search that grows token by token: how probable is it that the whole begins with a prefix.
 
-For a prefix g, `ends_in_token` (t) is the log probability that the first t frames say g and end in its last token, and
-`ends_in_blank` (t) that they end in a blank.  The probability that what is said begins with g and then c is the sum over
-the frames t at which c may begin (Watanabe et al. 2017, "Hybrid CTC/attention architecture").  Over all c it is one
-matrix product; the two rows of the chosen prefixes are recurrences x(t) = (x(t-1) + a(t)) p(t), solved at once by
-cumulative sums of logarithms, in float64, as these run to thousands.
+Of a prefix two rows are kept: the log probability that the first t frames say it and end in its last token, and that
+they end in a blank.  The probability that what is said begins with the prefix and then c is a sum over the frames at
+which c may begin (Watanabe et al. 2017, "Hybrid CTC/attention architecture"): over all c, one matrix product.  The rows
+of the chosen prefixes are recurrences, x(t) = (x(t-1) + a(t-1)) p(t), solved at once by cumulative sums of logarithms;
+in float64, as these run to thousands.
 """
 
 from collections.abc import Sequence

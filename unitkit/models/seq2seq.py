@@ -140,7 +140,7 @@ class Seq2Seq(nn.Module):
         return found.last_hidden_state, mask, found.hidden_states
 
     def forward(self, batch: Pairs, progress: float = 0.0) -> dict[str, Tensor]:
-        """Losses of a batch: `loss` is their weighted sum, `units` or `attention` the decoder's; `progress` is of training.
+        """Losses of a batch: `loss` is their weighted sum, `units` (or `attention`) the decoder's.  `progress`: of training.
 
         Labels are smoothed, and attention guided, in training only: in eval mode the losses are nats a token.
         """
@@ -225,8 +225,8 @@ class Seq2Seq(nn.Module):
         """The best hypothesis of each source, features (frames, dim) or tokens (n [, codebooks]), by beam search.
 
         A hypothesis has at most `ratio` × encoder positions + `extra` units.  `method` "transformers" uses its
-        `generate` in place of ours; the units are the same.  `ctc_weight`: how much CTC counts in the scores, by default
-        as much as in training.  `first`: the token that each hypothesis begins with, -1 for any.
+        `generate` in place of ours; the units are the same.  `ctc_weight`: how much CTC counts in the scores, as much
+        as in training if left out.  `first`: the token that each hypothesis begins with, -1 for any.
         """
         if not sources:
             return []
@@ -269,7 +269,7 @@ class Seq2Seq(nn.Module):
         return weight
 
     def _ctc_logs(self, memories: Sequence[Tensor]) -> list[Tensor]:
-        """Log probabilities (positions, vocabulary) of CTC, one source after another, so that each is as it is alone."""
+        """Log probabilities (positions, vocabulary) of CTC, source by source, so that each is as it is alone."""
         assert self.ctc is not None
         return [self.ctc(memory).float().log_softmax(1) for memory in memories]
 

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AudioError": "audio",
     "FingerprintError": "units",
+    "Recognizer": "pipeline",
     "Tokenizer": "tokenizer",
     "Translation": "pipeline",
     "Translator": "pipeline",
@@ -26,6 +27,7 @@ _HOME = {
 __all__ = [
     "AudioError",
     "FingerprintError",
+    "Recognizer",
     "Tokenizer",
     "Translation",
     "Translator",

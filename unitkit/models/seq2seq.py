@@ -140,9 +140,10 @@ class Seq2Seq(nn.Module):
         return found.last_hidden_state, mask, found.hidden_states
 
     def forward(self, batch: Pairs, progress: float = 0.0) -> dict[str, Tensor]:
-        """Losses of a batch: `loss` is their weighted sum, `units` (or `attention`) the decoder's.  `progress`: of training.
+        """Losses of a batch: `loss` is their weighted sum, `units` or `attention` the decoder's.
 
         Labels are smoothed, and attention guided, in training only: in eval mode the losses are nats a token.
+        `progress` (0..1) is of training.
         """
         memory, mask, encoder_layers = self._encoded(batch.source, batch.lengths)
         labels, decoder_layers, share = with_eos(batch.target), (), self.config.ctc

@@ -146,9 +146,7 @@ def check(config: Config) -> None:
     if config.train_units and (config.features or config.layer is not None):
         raise configs.ConfigError("a model of units hears no features: leave features and layer out, or the unit files")
     if not config.train_units and config.tokenizer:
-        raise configs.ConfigError(
-            "tokenizer= is for a model of units: pass train_units= and dev_units=, or leave it out"
-        )
+        raise configs.ConfigError("tokenizer= is for a model of units: pass train_units= and dev_units= too")
     if config.units.embeddings not in ("random", "centroids"):
         raise configs.ConfigError(f"units.embeddings {config.units.embeddings!r}: choose random or centroids")
     if config.size != "small" and config.size not in SIZES:
@@ -245,30 +243,37 @@ class Spoken(Dataset):
         """With `split` "train" examples are changed; what is too long for the model is left out, with a note."""
         self.config, self.model, self.ear, self.pieces = config, model, ear, pieces
         self.train, self.seed = split == "train", config.fit.seed
-        self.rows = [row for row in rows if not config.text.langs or self.train or row.utterance.lang in pieces.langs]
-        self.variants = (
-            [self._hear(copy) for copy in range(1 + config.data.copies * self.train)] if ear.listener else []
-        )
+        self.rows = [row for row in rows if not pieces.langs or row.utterance.lang in pieces.langs]
+        others = [row.utterance.id for row in rows if pieces.langs and row.utterance.lang not in pieces.langs]
+        _left_out(split, "are in a language that is not learnt", others)
+        copies = 1 + config.data.copies * self.train if ear.listener else 0
+        self.variants = [self._hear(copy) for copy in range(copies)]
         lengths = self.variants[0].lengths if self.variants else [len(self._tokens(row)) for row in self.rows]
-        kernels = model.conv_kernels if ear.listener else model.unit_kernels
-        most = model.max_positions * 2 ** len(kernels)
-        seconds = [self._seconds(row, n) for row, n in zip(self.rows, lengths, strict=True)]
-        targets = [self._target(row) for row in self.rows]
-        self.items = [
-            i
-            for i, (n, target) in enumerate(zip(lengths, targets, strict=True))
-            if 0 < n <= most and seconds[i] <= config.data.max_seconds and len(target) < model.max_positions
-        ]
-        _left_out(
-            split, "are too long", [row.utterance.id for i, row in enumerate(self.rows) if i not in set(self.items)]
-        )
+        fits = [self._fits(row, int(length)) for row, length in zip(self.rows, lengths, strict=True)]
+        long = [row.utterance.id for row, good in zip(self.rows, fits, strict=True) if not good]
+        _left_out(split, "are too long", long)
+        self.items = [i for i, good in enumerate(fits) if good]
         if not self.items:
             raise data.DataError(f"{split}: none of {len(rows)} utterances can be learned from")
         self.lengths = [int(lengths[i]) for i in self.items]
-        positions = [-(-n // 2 ** len(kernels)) for n in self.lengths]
-        short = sum(n < frames_needed(targets[i]) for n, i in zip(positions, self.items, strict=True))
+        short = [i for i, n in zip(self.items, self.lengths, strict=True) if not self._writable(self.rows[i], n)]
         if short and model.ctc and self.train:
-            print(f"{short} of {len(self)} texts have more tokens than CTC has positions for", file=sys.stderr)
+            print(f"{len(short)} of {len(self)} texts have more tokens than CTC has positions for", file=sys.stderr)
+
+    @property
+    def _shorter(self) -> int:
+        """How many times fewer positions there are than frames or tokens."""
+        return int(2 ** len(self.model.conv_kernels if self.ear.listener else self.model.unit_kernels))
+
+    def _fits(self, row: Row, length: int) -> bool:
+        """Whether the model can take an utterance of `length` frames or tokens, and its text."""
+        short = self._seconds(row, length) <= self.config.data.max_seconds
+        most = self.model.max_positions
+        return short and 0 < length <= most * self._shorter and len(self._target(row)) < most
+
+    def _writable(self, row: Row, length: int) -> bool:
+        """Whether CTC has a position for each token of the text."""
+        return frames_needed(self._target(row)) <= -(-length // self._shorter)
 
     def _hear(self, copy: int) -> Features:
         rows, c = [row.utterance for row in self.rows], self.config.data

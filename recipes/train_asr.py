@@ -44,7 +44,6 @@ SMALL = Seq2SeqConfig(
     decoder_layers=2,
     hidden=576,
     conv_channels=288,
-    unit_kernels=(3,),
     blocks="branchformer",
     branch_hidden=432,
     branch_kernel=15,

@@ -27,10 +27,12 @@ def texts_of(logs: Tensor) -> dict[tuple[int, ...], float]:
     return found
 
 
-def some_logs(*lengths: int, seed: int = 0, size: int = V) -> list[Tensor]:
-    """Log probabilities (length, size) each, that bos and eos have no part in, as in a trained model."""
+def some_logs(*lengths: int, seed: int = 0, blank: float = 0.0) -> list[Tensor]:
+    """Log probabilities (length, V) each, that bos and eos have no part in, as in a trained model."""
     draw = torch.Generator().manual_seed(seed)
-    logits = [3 * torch.randn(length, size, generator=draw, dtype=torch.float64) for length in lengths]
+    logits = [2 * torch.randn(length, V, generator=draw, dtype=torch.float64) for length in lengths]
+    for one in logits:
+        one[:, 0] += blank
     return [one.index_fill(1, torch.tensor([BOS, EOS]), -40.0).log_softmax(1) for one in logits]
 
 
@@ -96,7 +98,7 @@ def inner() -> Any:
         forced_eos_token_id=None, init_std=0.6,
     )  # fmt: skip
     model = transformers.MBartForConditionalGeneration(config).eval()
-    model.final_logits_bias[0, EOS] -= 3  # texts of some length
+    model.final_logits_bias[0, EOS] -= 6  # texts of some length
     return model
 
 
@@ -127,7 +129,7 @@ def test_joint_search_finds_the_best_of_all_texts(inner: Any, weight: float) -> 
     lengths, found_texts = (5, 4, 3), set()
     for seed in range(3):
         memory = torch.randn(3, 5, DIM, generator=torch.Generator().manual_seed(seed))
-        logs = [one.float() for one in some_logs(*lengths, seed=seed)]
+        logs = [one.float() for one in some_logs(*lengths, seed=seed, blank=-4)]
         mask = torch.arange(5) < torch.tensor(lengths)[:, None]
         scorer = CtcPrefix(logs, weight=weight, beam=300)
         model = inner if weight < 1 else None
@@ -142,7 +144,7 @@ def test_joint_search_finds_the_best_of_all_texts(inner: Any, weight: float) -> 
 
 def test_ctc_changes_what_the_decoder_alone_would_say(inner: Any) -> None:
     memory = torch.randn(4, 5, DIM, generator=torch.Generator().manual_seed(8))
-    mask, logs = torch.ones(4, 5, dtype=torch.bool), [one.float() for one in some_logs(5, 5, 5, 5, seed=4)]
+    mask, logs = torch.ones(4, 5, dtype=torch.bool), [one.float() for one in some_logs(5, 5, 5, 5, seed=4, blank=-4)]
     plain = beam_search(inner, memory, mask, beam=8, max_new=[6] * 4, length_penalty=0)
     joint = beam_search(
         inner, memory, mask, beam=8, max_new=[6] * 4, length_penalty=0, scorer=CtcPrefix(logs, weight=0.5, beam=8)
@@ -153,7 +155,7 @@ def test_ctc_changes_what_the_decoder_alone_would_say(inner: Any) -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
 def test_a_text_that_begins_as_told(inner: Any, weight: float) -> None:
     memory = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(9))
-    mask, logs = torch.ones(2, 5, dtype=torch.bool), [one.float() for one in some_logs(5, 5, seed=5)]
+    mask, logs = torch.ones(2, 5, dtype=torch.bool), [one.float() for one in some_logs(5, 5, seed=5, blank=-4)]
     free = [best(inner, memory[i : i + 1], logs[i], weight)[1] for i in range(2)]
     forced = next(token for token in range(3, V) if [token] != free[0][:1])
     scorer = CtcPrefix(logs, weight=weight, beam=300) if weight else None

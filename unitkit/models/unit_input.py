@@ -101,7 +101,8 @@ class UnitInput:
         bpe = UnitBPE.load(Path(directory) / FOLDER, tokenizer=header.tokenizer)
         if len(bpe) != pieces:
             raise UnitsError(
-                f"{directory}: its model reads {pieces} pieces, {FOLDER} has {len(bpe)}: they do not belong"
+                f"{directory}: its model reads {pieces} pieces, but {FOLDER} has {len(bpe)}: "
+                "put back the one that it was trained with"
             )
         return cls(header, reduced, bpe)
 

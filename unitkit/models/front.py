@@ -53,6 +53,7 @@ class TokenEmbedding(nn.Module):
         width = inner or dim
         self.table = nn.Embedding(size, width, padding_idx=0)
         nn.init.normal_(self.table.weight, std=width**-0.5)
+        self.table.weight.data[0] = 0.0  # pad adds nothing, where rows have several tokens
         self.scale, self.first = math.sqrt(width), first
         self.project = nn.Linear(inner, dim) if inner else nn.Identity()
         if inner:

@@ -280,11 +280,10 @@ class Stretches:
 def mask_tokens(tokens: np.ndarray, draw: np.random.Generator, *, config: Stretches, mask: int) -> np.ndarray:
     """Tokens (n,) or (n, codebooks) with the stretches of `config` hidden; a row becomes one mask and nothing else."""
     out = np.array(tokens)
-    widest = int(config.share * len(out))
-    hidden = np.zeros(out.shape[1:], out.dtype)  # pad, which has no embedding
-    hidden[..., :1] = mask
+    rows, widest = out if out.ndim > 1 else out[:, None], int(config.share * len(out))
     for _ in range(config.times if widest > 0 else 0):
         width = int(draw.integers(widest + 1))
         start = int(draw.integers(len(out) - width + 1))
-        out[start : start + width] = hidden if out.ndim > 1 else mask
+        rows[start : start + width] = 0  # pad, which has no embedding
+        rows[start : start + width, 0] = mask
     return out

@@ -146,12 +146,13 @@ class Seq2Seq(nn.Module):
         `progress` (0..1) is of training.
         """
         memory, mask, encoder_layers = self._encoded(batch.source, batch.lengths)
-        labels, decoder_layers, share = with_eos(batch.target), (), self.config.ctc
+        labels, share = with_eos(batch.target), self.config.ctc
         losses: dict[str, Tensor] = {}
+        decoder_layers: tuple[Tensor, ...] = ()
         total = memory.new_zeros(())
         if share < 1:
-            losses, own, decoder_layers = self._told(memory, mask, labels, progress)
-            total = total + (1 - share) * own
+            losses, told, decoder_layers = self._told(memory, mask, labels, progress)
+            total = total + (1 - share) * told
         if self.ctc is not None:
             losses["ctc"] = ctc_loss(self.ctc(memory), mask.sum(1), batch.target)
             total = total + share * losses["ctc"]

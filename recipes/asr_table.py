@@ -34,7 +34,7 @@ def read_by(model: Path, units: Path) -> tuple[str, str, str]:
     return f"{reader.n_symbols} {what}", f"{a_second:.1f}", f"{bits:.0f}"
 
 
-def table(exp: Path, systems: Sequence[str], splits: Sequence[str]) -> str:
+def table(exp: Path, systems: Sequence[str], *, splits: Sequence[str]) -> str:
     """The table as markdown, one row a system, CER / WER a column."""
     scores = {(row.system, row.split, row.metric): row for row in read_scores(exp / "scores.jsonl")}
     known = list(dict.fromkeys(split for _, split, _ in scores))
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, help="where to write the table; it is printed as well")
     given = parser.parse_args(words)
     try:
-        text = table(given.exp, given.systems, given.splits)
+        text = table(given.exp, given.systems, splits=given.splits)
     except (ValueError, OSError) as error:
         print(f"asr_table.py: {error}", file=sys.stderr)
         return 2

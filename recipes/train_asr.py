@@ -238,7 +238,9 @@ def complete(config: Config, pieces: Pieces, ear: Ear) -> Seq2SeqConfig:
 class Spoken(Dataset):
     """Examples; item (epoch, i) is always the same one.  In training they are changed, masked, and split by chance."""
 
-    def __init__(self, split: str, rows: Sequence[Row], model: Seq2SeqConfig, ear: Ear, pieces: Pieces, config: Config):
+    def __init__(
+        self, split: str, rows: Sequence[Row], *, model: Seq2SeqConfig, ear: Ear, pieces: Pieces, config: Config
+    ) -> None:
         """With `split` "train" examples are changed; what is too long for the model is left out, with a note."""
         self.config, self.model, self.ear, self.pieces = config, model, ear, pieces
         self.train, self.seed = split == "train", config.fit.seed
@@ -349,7 +351,7 @@ class Validation:
         return self.losses(model) | {"cer": 100 * wrong / max(1, of)}
 
 
-def _card(config: Config, model: Seq2SeqConfig, heard: str, metrics: Mapping[str, float]) -> str:
+def _card(config: Config, model: Seq2SeqConfig, *, heard: str, metrics: Mapping[str, float]) -> str:
     scores = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
     languages = f"languages {', '.join(model.langs)}" if model.langs else "no language token"
     return (
@@ -361,7 +363,7 @@ def _card(config: Config, model: Seq2SeqConfig, heard: str, metrics: Mapping[str
     )
 
 
-def _heard(ear: Ear, rows: Sequence[Row], model: Seq2SeqConfig) -> str:
+def _heard(ear: Ear, rows: Sequence[Row], *, model: Seq2SeqConfig) -> str:
     """What the model hears, in words; of units, at which rates."""
     if ear.units is None:
         return f"`{model.features}`, {model.features_dim} numbers a frame"
@@ -389,7 +391,9 @@ def build(config: Config) -> tuple[Seq2Seq, Ear, Pieces, Spoken, Spoken]:
     if config.init:
         taken = model.start_from(Seq2Seq.load(config.init), parts=config.init_parts)
         print(f"{len(taken)} weights are those of {config.init}", file=sys.stderr)
-    sets = [Spoken(split, rows[split], settings, ear, pieces, config) for split in ("train", "dev")]
+    sets = [
+        Spoken(split, rows[split], model=settings, ear=ear, pieces=pieces, config=config) for split in ("train", "dev")
+    ]
     return model, ear, pieces, sets[0], sets[1]
 
 
@@ -405,7 +409,7 @@ def train(config: Config) -> FitResult:
     """Runs the recipe; `config.out` is the model directory, with all that a recogniser needs."""
     torch.manual_seed(config.fit.seed)
     model, ear, pieces, spoken, dev = build(config)
-    heard = _heard(ear, dev.rows, model.config)
+    heard = _heard(ear, dev.rows, model=model.config)
     print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(spoken)} utterances; {heard}", file=sys.stderr)
     state = PartialState(cpu=config.fit.device == "cpu")
     sampler = data.Sampler(
@@ -419,7 +423,7 @@ def train(config: Config) -> FitResult:
     kept: set[Path] = set()
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
-        module.save(folder, card=_card(config, module.config, heard, metrics))
+        module.save(folder, card=_card(config, module.config, heard=heard, metrics=metrics))
         if folder not in kept:  # what never changes, and may be large
             kept.add(folder)
             pieces.save(folder)

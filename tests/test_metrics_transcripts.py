@@ -32,7 +32,7 @@ def test_errors_of_texts_beside_a_control(folder: Path) -> None:
     assert wer.value == pytest.approx(100 * jiwer.wer(clean, found)) and wer.value == pytest.approx(100 * 2 / 7)
     assert cer.value == pytest.approx(100 * jiwer.cer(clean, found))
     assert (wer.system, wer.metric, wer.n) == ("asr", "text_wer", 3)
-    assert wer.control is not None and wer.control > 80 and wer.reference is None
+    assert wer.value is not None and wer.control is not None and wer.control > 2 * wer.value and wer.reference is None
     assert wer.signature.startswith("text_wer|lang:en+es+ru|") and "asr:" not in wer.signature
 
 

@@ -15,7 +15,7 @@ from unitkit.models.front import sinusoids
 class Attention(nn.Module):
     """Self-attention of several heads."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, *, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.enter, self.leave = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
@@ -47,7 +47,7 @@ class NearConv(nn.Module):
 class Gated(nn.Module):
     """Two halves, of which a convolution of one gates the other; the gates begin open, as in gMLP."""
 
-    def __init__(self, dim: int, hidden: int, kernel: int, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, *, kernel: int, dropout: float) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(dim, hidden), nn.Linear(hidden // 2, dim)
         self.norm, self.near, self.dropout = (
@@ -67,7 +67,9 @@ class Gated(nn.Module):
 class Block(nn.Module):
     """Half a feed-forward, both branches merged, another half, each added to what comes in."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, gated: int, kernel: int, dropout: float, attention: float):
+    def __init__(
+        self, dim: int, heads: int, *, hidden: int, gated: int, kernel: int, dropout: float, attention_dropout: float
+    ) -> None:
         super().__init__()
 
         def forward_net() -> nn.Sequential:
@@ -76,8 +78,8 @@ class Block(nn.Module):
             )
 
         self.before, self.after = forward_net(), forward_net()
-        self.far_norm, self.far = nn.LayerNorm(dim), Attention(dim, heads, attention)
-        self.near_norm, self.near = nn.LayerNorm(dim), Gated(dim, gated, kernel, dropout)
+        self.far_norm, self.far = nn.LayerNorm(dim), Attention(dim, heads, dropout=attention_dropout)
+        self.near_norm, self.near = nn.LayerNorm(dim), Gated(dim, gated, kernel=kernel, dropout=dropout)
         self.mix, self.merge = NearConv(2 * dim, kernel), nn.Linear(2 * dim, dim)
         self.norm, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
 
@@ -111,7 +113,16 @@ class Branchformer(nn.Module):
             raise ValueError(f"branch_kernel {kernel} is odd, branch_hidden {gated} is even")
         self.enter, self.dropout = nn.LayerNorm(dim), nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, hidden, gated, kernel, dropout, attention_dropout) for _ in range(layers)
+            Block(
+                dim,
+                heads,
+                hidden=hidden,
+                gated=gated,
+                kernel=kernel,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
+            for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dim)
 

@@ -30,11 +30,11 @@ class Heard:
     label: str
 
 
-def hear(listener: "Listener", speech: Speech, rate: int | None, *, most: int) -> Heard:
+def hear(listener: "Listener", speech: Speech, *, rate: int | None, most: int) -> Heard:
     """Features of a path, an utterance or a wav (samples,) at `rate` Hz, by default the listener's; `most` frames."""
     hz = listener.sample_rate
     if isinstance(speech, np.ndarray | Tensor):
-        wav = checked_wav(speech, rate or hz, hz)
+        wav = checked_wav(speech, rate or hz, wanted=hz)
         recording = Recording(lambda: iter([wav]), name="the wav")
     else:
         recording = of_utterance(as_utterance(speech), hz)
@@ -43,7 +43,9 @@ def hear(listener: "Listener", speech: Speech, rate: int | None, *, most: int) -
     if not np.isfinite(wav).all():
         raise audio.AudioError(recording.name, "holds NaN or infinity")
     features = listener(wav)
-    check_length(len(features), most, listener.rate_hz, name=recording.name)
+    if len(features) > most:
+        found, allowed = (n / listener.rate_hz for n in (len(features), most))
+        raise audio.AudioError(recording.name, f"too long: {found:.1f} s, but this model takes {allowed:.1f} s at most")
     return Heard(features, recording.name, recording.label)
 
 
@@ -52,15 +54,7 @@ def as_utterance(speech: str | os.PathLike[str] | Utterance) -> Utterance:
     return speech if isinstance(speech, Utterance) else Utterance(Path(speech).stem, os.fspath(speech))
 
 
-def check_length(frames: int, most: int, rate_hz: float, *, name: str) -> None:
-    """Raise AudioError where a recording has more frames than a model takes."""
-    if frames > most:
-        raise audio.AudioError(
-            name, f"too long: {frames / rate_hz:.1f} s, but this model takes {most / rate_hz:.1f} s at most"
-        )
-
-
-def checked_wav(wav: np.ndarray | Tensor, rate: int, wanted: int) -> np.ndarray:
+def checked_wav(wav: np.ndarray | Tensor, rate: int, *, wanted: int) -> np.ndarray:
     """Samples at the `wanted` rate; finite ones are asked for later, as of files."""
     data = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
     if data.ndim != 1 or data.dtype.kind != "f":

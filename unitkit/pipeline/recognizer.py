@@ -93,7 +93,7 @@ class Recognizer:
                 raise ValueError(f"{folder} hears features, not units: leave the tokenizer out")
             return cls(model, pieces, Listener.load(folder / "listener", device=where), None, None)
         units = UnitInput.load(folder, c.units_header(), reduced=c.source_reduced, pieces=c.source_pieces)
-        return cls(model, pieces, None, units, _tokenizer(folder, c, tokenizer, where))
+        return cls(model, pieces, None, units, _tokenizer(folder, c, given=tokenizer, device=where))
 
     @property
     def langs(self) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ class Recognizer:
             self.check(speech)
         if self.listener is not None:
             assert not isinstance(speech, Units)
-            return hear(self.listener, speech, rate, most=c.max_positions * 2 ** len(c.conv_kernels))
+            return hear(self.listener, speech, rate=rate, most=c.max_positions * 2 ** len(c.conv_kernels))
         assert self.units is not None
         one = speech if isinstance(speech, Units) else self._encode(speech, rate)
         tokens = self.units.tokens(one)
@@ -185,7 +185,7 @@ class Recognizer:
             )
         if isinstance(speech, np.ndarray | Tensor):
             hz = self.tokenizer.sample_rate
-            return self.tokenizer.encode(checked_wav(speech, rate or hz, hz), rate=hz)
+            return self.tokenizer.encode(checked_wav(speech, rate or hz, wanted=hz), rate=hz)
         return self.tokenizer.encode(as_utterance(speech))
 
     def write(
@@ -225,7 +225,7 @@ class Recognizer:
 
 
 def _tokenizer(
-    folder: Path, config: "Seq2SeqConfig", given: Tokenizer | str | os.PathLike[str] | None, device: str
+    folder: Path, config: "Seq2SeqConfig", *, given: Tokenizer | str | os.PathLike[str] | None, device: str
 ) -> Tokenizer | None:
     """What makes a model's units of speech: given, in its directory, or bundled."""
     if isinstance(given, Tokenizer):

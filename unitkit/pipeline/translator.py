@@ -193,7 +193,7 @@ class Translator:
         if self.listener is None:
             return self._read(speech)
         c = self.model.config
-        return hear(self.listener, speech, rate, most=c.max_positions * 2 ** len(c.conv_kernels))
+        return hear(self.listener, speech, rate=rate, most=c.max_positions * 2 ** len(c.conv_kernels))
 
     def _search(self, heard: Sequence[Heard], beam: int, batch: int) -> list["Hypothesis"]:
         """The best hypothesis of each, decoded in batches of similar length."""

@@ -160,6 +160,7 @@ def check(config: Config) -> None:
 def read_rows(config: Config, split: str) -> list[Row]:
     """One split, "train" or "dev"; rows that lack a text or units are left out, with a note."""
     manifest, units = (getattr(config, f"{split}_{name}") for name in ("manifest", "units"))
+    found: list[tuple[Utterance, Units | None]]
     if units:
         corpus = data.read_corpus(manifest, units)
         _left_out(split, "have no units", corpus.missing)

@@ -56,7 +56,7 @@ class Gated(nn.Module):
             nn.Dropout(dropout),
         )
         nn.init.normal_(self.near.conv.weight, std=1e-6)
-        nn.init.ones_(self.near.conv.bias)  # type: ignore[arg-type]
+        nn.init.ones_(self.near.conv.bias)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(batch, positions, dim) to the same shape."""

@@ -1,5 +1,6 @@
 """What whole systems are given: recordings as paths, utterances or wavs, and what they say of themselves."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,3 +89,13 @@ def checksum(model: Any) -> str:
 def named(utterance: Utterance, error: Exception) -> str:
     """What went wrong with an utterance, its file named once."""
     return str(error) if utterance.audio in str(error) else f"{utterance.audio}: {error}"
+
+
+def noted_rows(path: Path) -> list[dict[str, Any]]:
+    """What an interrupted run noted in `path`, a JSON row a line; a last line that is torn is cut off the file."""
+    if not path.exists():
+        return []
+    with open(path, "r+b") as file:
+        whole = file.read().rpartition(b"\n")[0]
+        file.truncate(len(whole) + 1 if whole else 0)
+    return [json.loads(line) for line in whole.splitlines()]

@@ -10,7 +10,7 @@ from typing import IO, Self
 
 from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
 from unitkit.manifest import Utterance, atomic_text, read_manifest, write_manifest
-from unitkit.pipeline.given import Heard, check_sizes, named
+from unitkit.pipeline.given import Heard, check_sizes, named, noted_rows
 from unitkit.pipeline.recognizer import BATCH, Recognizer, Transcript
 from unitkit.units import Units, read_units
 
@@ -215,13 +215,7 @@ class _Log:
             yield from ((row, when) for row in read_manifest(self.out))
 
     def _noted(self) -> Iterator[tuple[Utterance, float]]:
-        if not self.partial.exists():
-            return
-        with open(self.partial, "r+b") as file:
-            whole = file.read().rpartition(b"\n")[0]
-            file.truncate(len(whole) + 1 if whole else 0)  # the last line may be torn
-        for line in whole.splitlines():
-            row = json.loads(line)
+        for row in noted_rows(self.partial):
             yield Utterance(**row["row"]), row["when"]
 
 

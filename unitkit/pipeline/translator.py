@@ -13,7 +13,7 @@ from torch import from_numpy
 from unitkit import audio
 from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
 from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.pipeline.given import Heard, Speech, by_length, check_sizes, checksum, hear, named
+from unitkit.pipeline.given import Heard, Speech, by_length, check_sizes, checksum, hear, named, noted_rows
 from unitkit.pipeline.speak import Vocoder, file_name, same_settings
 from unitkit.text import Letters
 from unitkit.tokenizer import pick_device
@@ -384,12 +384,6 @@ class _Log:
                 yield Step(source, units[source.id], texts[source.id])
 
     def _noted(self) -> Iterator[Step]:
-        if not self.partial.exists():
-            return
-        with open(self.partial, "r+b") as file:
-            whole = file.read().rpartition(b"\n")[0]
-            file.truncate(len(whole) + 1 if whole else 0)  # the last line may be torn
-        for line in whole.splitlines():
-            row = json.loads(line)
+        for row in noted_rows(self.partial):
             source = Utterance(**row["source"])
             yield Step(source, self.header.units(row["units"], source.id), row["text"])

@@ -51,12 +51,11 @@ class CtcPrefix:
         either = torch.logaddexp(self.in_blank, self.in_token)  # (batch, beam, T + 1)
         found = self._begin(either[:, :, :-1], self.chances)
         # The same token again begins only after a blank.
-        some = self.last.clamp(min=0)
-        same = self.chances.gather(2, some[:, None].expand(-1, self.frames.shape[1], -1)).transpose(1, 2)
+        same = self.chances.gather(2, self.last[:, None].expand(-1, self.frames.shape[1], -1)).transpose(1, 2)
         start = self.in_blank[:, :, :-1]
         top = start.amax(2, keepdim=True)
         again = ((start - top).exp() * same).sum(2).clamp(min=LEAST).log() + top[:, :, 0]
-        found = found.scatter(2, some[:, :, None], again[:, :, None])
+        found = found.scatter(2, self.last[:, :, None], again[:, :, None])
         found[:, :, : EOS + 1] = NEVER * 10  # no text says these
         found[:, :, EOS] = either[:, :, -1]
         return found
@@ -71,8 +70,7 @@ class CtcPrefix:
         index = parents[:, :, None].expand(-1, -1, self.in_blank.shape[2])
         in_blank, in_token = self.in_blank.gather(1, index), self.in_token.gather(1, index)
         last = self.last.gather(1, parents)
-        self.before = self.found.gather(1, parents[:, :, None].expand_as(self.found)).gather(2, tokens[:, :, None])
-        self.before = self.before[:, :, 0]
+        self.before = self.found[torch.arange(len(parents), device=parents.device)[:, None], parents, tokens]
         begin = torch.where((tokens == last)[:, :, None], in_blank, torch.logaddexp(in_blank, in_token))[:, :, :-1]
         said = self.frames.gather(2, tokens[:, None].expand(-1, self.frames.shape[1], -1)).transpose(1, 2)
         self.in_token = _recurrence(begin, said)

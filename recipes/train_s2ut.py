@@ -27,6 +27,7 @@ from unitkit.models.finetune import Hearing, trainable
 from unitkit.models.listen import Listener
 from unitkit.models.seq2seq import PAPER, PAPER_BART, PAPER_ENHANCED, Pairs, Seq2Seq, Seq2SeqConfig, mask_token
 from unitkit.models.vocoder import n_parameters
+from unitkit.pairs import Example, PairLosses, collate_pairs
 from unitkit.text import Letters
 from unitkit.tokenizer import pick_device
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
@@ -228,9 +229,6 @@ def _texts(corpus: Corpus, model: Seq2SeqConfig, id: str) -> dict[str, np.ndarra
     return found
 
 
-Example = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
-
-
 class PairSet(Dataset):
     """Examples; item (epoch, i) is always the same one.  `variants` are features of clean and of changed speech."""
 
@@ -287,17 +285,7 @@ class PairSet(Dataset):
             "target_text": Letters(self.model.target_letters).space,
         }
 
-    @staticmethod
-    def collate(examples: Sequence[Example]) -> Pairs:
-        """Pads to the longest."""
-
-        def padded(arrays: Sequence[np.ndarray]) -> Tensor:
-            rows = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-        sources, targets, texts = zip(*examples, strict=True)
-        lengths = torch.tensor([len(source) for source in sources])
-        return Pairs(padded(sources), lengths, padded(targets), {n: padded([t[n] for t in texts]) for n in texts[0]})
+    collate = staticmethod(collate_pairs)
 
 
 def _joined(one: np.ndarray, other: np.ndarray, *, reduced: bool) -> np.ndarray:
@@ -375,34 +363,6 @@ class TranslateStep:
         return losses
 
 
-class Validation:
-    """Losses without label smoothing on the dev set, and the units' with each source put beside another target."""
-
-    def __init__(self, pairs: PairSet, batch: int) -> None:
-        examples = [pairs[0, i] for i in range(len(pairs))]
-        others = examples[1:] + examples[:1]
-        shuffled = [(other[0], own[1], own[2]) for own, other in zip(examples, others, strict=True)]
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i][0]))
-        cut = [order[i : i + batch] for i in range(0, len(order), batch)]
-        self.real = [pairs.collate([examples[i] for i in some]) for some in cut]
-        self.control = [pairs.collate([shuffled[i] for i in some]) for some in cut]
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The dev metrics of a model in eval mode; `loss` is nats a unit."""
-        found, control = self._measure(model, self.real), self._measure(model, self.control)
-        named = {name: value for name, value in found.items() if name not in ("loss", "units")}
-        return {"loss": found["units"], "loss_other_source": control["units"], **named}
-
-    def _measure(self, model: nn.Module, batches: Sequence[Pairs]) -> dict[str, float]:
-        device, totals, weight = next(model.parameters()).device, dict[str, float](), 0
-        for batch in batches:
-            n = int((batch.target != Vocab.pad).sum())
-            for name, value in model(batch.to(device)).items():
-                totals[name] = totals.get(name, 0.0) + n * float(value)
-            weight += n
-        return {name: value / weight for name, value in totals.items()}
-
-
 def _card(config: Config, model: Seq2SeqConfig, metrics: Mapping[str, float]) -> str:
     scores = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
     return (
@@ -465,7 +425,7 @@ def train(config: Config) -> FitResult:
         out=config.out,
         config=config.fit,
         save=save,
-        validate=Validation(sets.dev, config.data.batch),
+        validate=PairLosses([sets.dev[0, i] for i in range(len(sets.dev))], config.data.batch),
     )
 
 

@@ -12,31 +12,19 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = [  # top to bottom: a module imports from rows below its own, never from its own row or above
     {"cli"},
     {"pipeline", "report", "sweep", "verify"},
-    {"encode", "shards", "workers", "train", "data", "kmeans_files", "features"},
+    {"encode", "shards", "workers", "train", "data", "kmeans_files", "features", "pairs"},
     {"tokenizer", "models", "analysis"},
     {"stream", "recording"},
     {"encoders", "quantizers", "metrics"},
-    {
-        "units",
-        "formats",
-        "manifest",
-        "audio",
-        "augment",
-        "config",
-        "pickled",
-        "bpe",
-        "segments",
-        "text",
-        "axis",
-        "soft",
-    },
+    {"units", "formats", "manifest", "audio", "augment", "config", "pickled", "bpe", "segments", "text", "axis"}
+    | {"soft", "pieces"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 EXEMPT = {"__init__", "doctor"}  # the lazy names of the package; doctor tries to import everything, by design
-# Inside a row: formats read and write what units and manifest define; bpe and segments are of units; workers take
-# shards, and a shard is encoded as a file is.
+# Inside a row: formats read and write what units and manifest define; bpe, segments and soft are of units; pieces of
+# text are merged as units are; workers take shards, and a shard is encoded as a file is.
 ALLOWED = {("formats", "units"), ("formats", "manifest"), ("bpe", "units"), ("segments", "units"), ("soft", "units")}
-ALLOWED |= {("shards", "encode"), ("workers", "shards"), ("workers", "encode")}
+ALLOWED |= {("pieces", "bpe"), ("shards", "encode"), ("workers", "shards"), ("workers", "encode")}
 LONG = {"fit", "forward"}  # the two functions that may pass MAX_LINES
 MAX_FILE, MAX_LINES, MAX_RUN = 500, 60, 50
 TESTED = sorted(path for top in ("unitkit", "recipes", "tools") for path in (ROOT / top).rglob("*.py"))

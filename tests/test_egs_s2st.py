@@ -1,56 +1,20 @@
 """The translation recipes call what they should, in an order in which everything is there, and their configs load."""
 
-import os
-import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
+from recipe_calls import EGS, Run, after, of, recorder
 from recipe_files import recipe as recipe_file
 
 from unitkit import config
 
-ROOT = Path(__file__).resolve().parents[1]
-EGS = ROOT / "egs"
 KEYS = {"_manifest", "_units", "_source", "_target"}
 
 
 @pytest.fixture
-def made(tmp_path: Path):
-    """Run a recipe with programs that only write down how they were called; returns the calls, word by word."""
-    log = tmp_path / "calls"
-    for name in ("unitkit", "python"):
-        program = tmp_path / "bin" / name
-        program.parent.mkdir(exist_ok=True)
-        line = 'for word in "${0##*/}" "$@"; do printf "%q " "$word"; done >> "$CALLS"; echo >> "$CALLS"'
-        program.write_text(f"#!/usr/bin/env bash\n{line}\n")
-        program.chmod(0o755)
-
-    def run(recipe: str, *words: str) -> list[list[str]]:
-        log.write_text("")
-        env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(log)}
-        done = subprocess.run(
-            ["bash", EGS / recipe / "run.sh", f"data={tmp_path}/d", f"corpus={tmp_path}/c", *words],
-            env=env, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return [
-            [word.replace(f"{tmp_path}/", "").replace(f"{ROOT}/recipes/", "") for word in shlex.split(line)]
-            for line in log.read_text().splitlines()
-        ]
-
-    return run
-
-
-def of(calls: list[list[str]], program: str) -> list[list[str]]:
-    """The arguments of every call of a recipe ("pair.py") or a verb ("encode")."""
-    return [call[2:] for call in calls if call[1] == program]
-
-
-def after(call: list[str], name: str) -> list[str]:
-    """What follows an option, up to the next one."""
-    rest = call[call.index(name) + 1 :]
-    return rest[: next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))]
+def made(tmp_path: Path) -> Run:
+    """Run a recipe that only writes down what it would call."""
+    return recorder(tmp_path, f"data={tmp_path}/d", f"corpus={tmp_path}/c")
 
 
 HELD = [f"d/{lang}/{split}.jsonl" for lang in ("en", "es", "fr", "it") for split in ("dev", "test")]

@@ -15,6 +15,7 @@ PUBLIC = {
     "FingerprintError",
     "SoftTokenizer",
     "SoftUnits",
+    "Recognizer",
     "Tokenizer",
     "Translation",
     "Translator",

@@ -55,6 +55,7 @@ def test_the_python_blocks_run_in_order(tmp_path: Path, env: dict[str, str]) -> 
     steps = ["fit.max_steps=2", "fit.tensorboard=false"]
     _train(tmp_path, env, ["model.istft.dim=16", "model.istft.blocks=1", *steps])
     _train_translator(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "model.hidden=16", *steps])
+    _train_recogniser(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "text.kind=char", *steps])
     python = "".join(block for kind, block in BLOCKS if kind == "python")
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, check=True)
 
@@ -74,4 +75,13 @@ def _train_translator(folder: Path, env: dict[str, str], settings: list[str]) ->
         f"{split}_{side}={path}" for split in ("train", "dev") for side, path in (("source", samples), ("units", units))
     ]
     recipe = [sys.executable, str(ROOT / "recipes" / "train_s2ut.py"), "out=exp/s2ut", *files, *settings]
+    subprocess.run(recipe, cwd=folder, env=env, check=True)
+
+
+def _train_recogniser(folder: Path, env: dict[str, str], settings: list[str]) -> None:
+    """Of the units that the vocoder was trained on; their tokenizer is found among the bundled ones."""
+    samples, units = "samples/en/dev.jsonl", "exp/readme/en.jsonl"
+    named = {"manifest": samples, "units": units}
+    files = [f"{split}_{name}={path}" for split in ("train", "dev") for name, path in named.items()]
+    recipe = [sys.executable, str(ROOT / "recipes" / "train_asr.py"), "out=exp/asr", *files, *settings]
     subprocess.run(recipe, cwd=folder, env=env, check=True)

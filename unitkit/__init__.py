@@ -10,6 +10,7 @@ _HOME = {
     "FingerprintError": "units",
     "SoftTokenizer": "pipeline",
     "SoftUnits": "soft",
+    "Recognizer": "pipeline",
     "Tokenizer": "tokenizer",
     "Translation": "pipeline",
     "Translator": "pipeline",
@@ -28,6 +29,7 @@ _HOME = {
 __all__ = [
     "AudioError",
     "FingerprintError",
+    "Recognizer",
     "SoftTokenizer",
     "SoftUnits",
     "Tokenizer",

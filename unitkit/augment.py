@@ -267,3 +267,23 @@ def holes(tokens: np.ndarray, draw: np.random.Generator, *, config: Holes, mask:
             out.append(int(tokens[position]))
             position += 1
     return np.array(out, np.int64)
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Time masking of units: stretches of neighbours, of which each becomes the mask token."""
+
+    times: int = 0  # stretches; 0: none
+    share: float = 0.05  # of the whole, at most, in one stretch
+
+
+def mask_tokens(tokens: np.ndarray, draw: np.random.Generator, *, config: Stretches, mask: int) -> np.ndarray:
+    """Tokens (n,) or (n, codebooks) with the stretches of `config` hidden; a row becomes one mask and nothing else."""
+    out = np.array(tokens)
+    rows, widest = out if out.ndim > 1 else out[:, None], int(config.share * len(out))
+    for _ in range(config.times if widest > 0 else 0):
+        width = int(draw.integers(widest + 1))
+        start = int(draw.integers(len(out) - width + 1))
+        rows[start : start + width] = 0  # pad, which has no embedding
+        rows[start : start + width, 0] = mask
+    return out

@@ -76,7 +76,7 @@ class UnitBPE:
         text = self._text_of(units)
         if not 0 <= dropout <= 1:
             raise UnitsError(f"dropout must be a probability, not {dropout!r}")
-        ids = _merged(text, self._ranks, dropout, random.Random(seed)) if dropout else self._processor.encode(text)
+        ids = merged(text, self._ranks, dropout, random.Random(seed)) if dropout else self._processor.encode(text)
         return np.asarray(ids, np.int64) - 1  # sentencepiece wants an unknown piece, its 0; nothing is unknown here
 
     def decode(self, pieces: np.ndarray | list[int], *, id: str = "") -> Units:
@@ -181,7 +181,7 @@ def _cut(text: str) -> Iterator[str]:
         yield text[start : start + SENTENCE]
 
 
-def _merged(text: str, ranks: dict[str, int], dropout: float, draw: random.Random) -> list[int]:
+def merged(text: str, ranks: dict[str, int], dropout: float, draw: random.Random) -> list[int]:
     """Merge neighbours, lowest rank and then leftmost first, as sentencepiece does; each candidate may be dropped."""
     pieces: list[str] = list(text)  # "" once merged into the left neighbour
     size = len(pieces)

@@ -43,7 +43,9 @@ def _say(text: str) -> None:
 
 @scores.command(DEFAULT)
 def syntheses(
-    systems: Annotated[list[Path], typer.Argument(help="Synthesis directories (with manifest.jsonl).")],
+    systems: Annotated[
+        list[Path], typer.Argument(help="Synthesis directories (with manifest.jsonl), or manifests of transcripts.")
+    ],
     reference: Annotated[Path, typer.Option(help="Manifest of the original recordings.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Scores, one JSON line each; rows are replaced by name.")],
     control: Annotated[Path | None, typer.Option(help="Synthesis directory of the shuffled control.")] = None,
@@ -54,7 +56,7 @@ def syntheses(
         str,
         typer.Option(
             help="Comma-separated; all = every metric of a resynthesis that is installed; of a translation, by name: "
-            "asr_bleu, text_bleu."
+            "asr_bleu, text_bleu; of transcripts, text_wer, text_cer."
         ),
     ] = "all",
     recognizer: Annotated[
@@ -77,6 +79,8 @@ def syntheses(
       unitkit score exp/synth/frames --control exp/synth/shuffled --reference data/test.jsonl -o exp/scores.jsonl
 
       unitkit score exp/english --reference data/en.jsonl --metrics asr_bleu,text_bleu --min-words 4 -o exp/scores.jsonl
+
+      unitkit score exp/texts.jsonl --reference data/test.jsonl --metrics text_wer,text_cer -o exp/scores.jsonl
 
       unitkit score units exp/units/test.jsonl --manifest data/test.jsonl --alignments data/phones.tsv
     """

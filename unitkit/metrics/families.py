@@ -170,6 +170,16 @@ def translation_written(context: Context, side: Side) -> dict[str, Measure]:
     return {"text_bleu": text.bleu(found.references, found.hypotheses, langs=found.langs)}
 
 
+def errors_written(context: Context, side: Side) -> dict[str, Measure]:
+    """WER and CER of the judged manifest's texts against the reference texts."""
+    found = written(context, side)
+    texts = (found.references, found.hypotheses)
+    return {
+        "text_wer": text.word_error_rate(*texts, langs=found.langs, recognizer=None),
+        "text_cer": text.character_error_rate(*texts, langs=found.langs, recognizer=None),
+    }
+
+
 def spectra(context: Context, side: Side) -> dict[str, Measure]:
     """Mel distance and mel-cepstral distortion."""
     found = [context.compare(judged, original) for judged, original in side.pairs]
@@ -262,4 +272,5 @@ FAMILIES = (
 TRANSLATION_FAMILIES = (
     Family(("asr_bleu",), translation_heard, translation_heard),
     Family(("text_bleu",), translation_written),
+    Family(("text_wer", "text_cer"), errors_written),
 )

@@ -55,11 +55,13 @@ UNIT_METRICS = {
     "bitrate_dedup": Kind("bit/s, dedup", 0),
 }
 
-# Scores of translations, from speech heard by the recogniser and from the text written beside it; a resynthesis has
-# error rates instead, so no part of "all".
+# Scores of translations and transcripts, from speech heard by the recogniser and from the text that a system wrote; a
+# resynthesis has error rates of its own instead, so no part of "all".
 TRANSLATION_METRICS = {
     "asr_bleu": Kind("ASR-BLEU ↑", 1),
     "text_bleu": Kind("text BLEU ↑", 1),
+    "text_wer": Kind("text WER % ↓", 1),
+    "text_cer": Kind("text CER % ↓", 1),
 }
 
 

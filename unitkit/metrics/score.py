@@ -148,10 +148,11 @@ def score_directories(
 ) -> list[ScoreRow]:
     """Score synthesis directories (`manifest.jsonl`, and `units.jsonl` if encoded again), named after the folders.
 
+    A manifest of its own, such as `unitkit transcribe` writes, is named after the file.
     `metrics` may be comma-separated; rows are also written to `out`; `note` gets a line as each piece of work starts.
     """
     folders = [Path(folder) for folder in systems]
-    names = [folder.resolve().name for folder in folders]
+    names = [folder.resolve().name.removesuffix(".jsonl") for folder in folders]
     if len(set(names)) < len(names):
         raise ScoreError(f"two of the directories have one name: {', '.join(map(str, folders))}; rename one")
     beside = Path(control) if control is not None else None
@@ -159,8 +160,8 @@ def score_directories(
         [
             System(
                 name,
-                folder / "manifest.jsonl",
-                control=beside / "manifest.jsonl" if beside else None,
+                _manifest_of(folder),
+                control=_manifest_of(beside) if beside else None,
                 units=_if_there(folder / "units.jsonl"),
                 control_units=_if_there(beside / "units.jsonl") if beside else None,
             )
@@ -294,6 +295,10 @@ def _named(ids: Sequence[str]) -> str:
 
 def _path(path: PathLike | None) -> Path | None:
     return Path(path) if path is not None else None
+
+
+def _manifest_of(place: Path) -> Path:
+    return place if place.suffix == ".jsonl" else place / "manifest.jsonl"
 
 
 def _if_there(path: Path) -> Path | None:

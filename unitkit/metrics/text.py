@@ -33,14 +33,25 @@ def normaliser(lang: str) -> Callable[[str], str]:
 
 
 def word_error_rate(
-    references: Sequence[str], hypotheses: Sequence[str], *, langs: Sequence[str] | str = "en", recognizer: str = "?"
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    langs: Sequence[str] | str = "en",
+    recognizer: str | None = "?",
 ) -> Measure:
-    """Corpus-level WER in percent; `langs` is one language or one an utterance; `recognizer` goes in the signature."""
+    """Corpus-level WER in percent; `langs` is one language or one an utterance; `recognizer` goes in the signature.
+
+    None: nobody heard the hypotheses, the system wrote them.
+    """
     return _error_rate(references, hypotheses, langs=langs, recognizer=recognizer, words=True)
 
 
 def character_error_rate(
-    references: Sequence[str], hypotheses: Sequence[str], *, langs: Sequence[str] | str = "en", recognizer: str = "?"
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    langs: Sequence[str] | str = "en",
+    recognizer: str | None = "?",
 ) -> Measure:
     """Corpus-level CER in percent, spaces counted; arguments as `word_error_rate`."""
     return _error_rate(references, hypotheses, langs=langs, recognizer=recognizer, words=False)
@@ -51,7 +62,7 @@ def _error_rate(
     hypotheses: Sequence[str],
     *,
     langs: Sequence[str] | str,
-    recognizer: str,
+    recognizer: str | None,
     words: bool,
 ) -> Measure:
     per_utterance = _languages(references, hypotheses, langs)
@@ -85,9 +96,10 @@ def count_errors(reference: str, hypothesis: str, *, words: bool = True) -> tupl
     return out.substitutions + out.deletions + out.insertions, out.hits + out.substitutions + out.deletions
 
 
-def _signature(langs: Sequence[str], recognizer: str, *, words: bool) -> str:
-    facts = {"asr": recognizer, **_norms(langs), "jiwer": package_version("jiwer")}
-    return signature("wer" if words else "cer", facts)
+def _signature(langs: Sequence[str], recognizer: str | None, *, words: bool) -> str:
+    spoken = {} if recognizer is None else {"asr": recognizer}
+    name = ("" if spoken else "text_") + ("wer" if words else "cer")
+    return signature(name, {**spoken, **_norms(langs), "jiwer": package_version("jiwer")})
 
 
 def _norms(langs: Sequence[str]) -> dict[str, str]:

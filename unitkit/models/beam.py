@@ -3,6 +3,8 @@
 Keys and values of the source are made once and shared by all beams of an utterance.  Those of the beams stay where they
 were written: every beam sees its own ancestors through a mask, so that nothing moves when beams are chosen, and what no
 beam descends from any more is thrown out now and then.  Beams share most of their past, so little is left.
+
+A `Scorer` joins scores of another kind with the decoder's, as CTC does in recognition, or stands in for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,6 +52,19 @@ class Stack(Protocol):
         """The decoder's output (n, dim) to scores (n, r, vocabulary)."""
 
 
+class Scorer(Protocol):
+    """Scores of the beams' next tokens from elsewhere, kept in step with the beams."""
+
+    def join(self, gains: Tensor) -> Tensor:
+        """The decoder's log probabilities (batch, beam, vocabulary) to those that count; they are at most 0."""
+
+    def follow(self, parents: Tensor, tokens: Tensor) -> None:
+        """Beams become children of `parents` (batch, beam), longer by `tokens` (batch, beam)."""
+
+    def keep(self, left: Tensor) -> None:
+        """Of the batch, the utterances `left` only."""
+
+
 @torch.inference_mode()
 def beam_search(
     inner: Any,
@@ -60,16 +75,31 @@ def beam_search(
     max_new: Sequence[int],
     length_penalty: float = 1.0,
     stack: Stack | None = None,
+    scorer: Scorer | None = None,
+    first: Tensor | None = None,
 ) -> Found:
     """Tokens up to eos and log probability / length ** penalty, for each row of `memory` (batch, positions, dim).
 
     The tokens are those of `inner.generate` with `num_beams=beam`, `early_stopping=False` (beam 1: greedy) and
     `max_new_tokens` of the row; the length counts the eos.  With a `stack`, `max_new` counts steps of r tokens: the
     search is over joint choices, those with the same tokens up to an eos being one, and what follows an eos is cut.
+
+    A `scorer` says what counts in place of the decoder's log probabilities; `first` (batch,) are tokens that the rows
+    begin with, -1 for any.  `inner` None, which needs a scorer that asks for nothing of the decoder, saves its time.
     """
-    _check(inner, memory, mask, beam=beam, max_new=max_new)
-    decoder = _Decoder(inner, memory, mask, beam=beam, stack=stack)
-    search: _Search = (_Greedy if beam == 1 else _Beams)(decoder, max_new, length_penalty)
+    if inner is not None:
+        _check(inner, memory, mask, beam=beam, max_new=max_new)
+    if stack is not None and (scorer is not None or first is not None):
+        raise BeamError("a scorer and first tokens are for one token a step: leave them out, or the stack")
+    if inner is None and scorer is None:
+        raise BeamError("no decoder and no scorer: one of them must say what counts")
+    decoder: _Decoder | _Silent
+    decoder = _Silent(memory, beam) if inner is None else _Decoder(inner, memory, mask, beam=beam, stack=stack)
+    search: _Search = (
+        _Greedy(decoder, max_new, length_penalty)
+        if beam == 1 and scorer is None and first is None
+        else _Beams(decoder, max_new, length_penalty, scorer=scorer, first=first)
+    )
     tokens = torch.full((len(memory) * beam, decoder.r), decoder.start, device=memory.device)
     found: list[tuple[np.ndarray, float] | None] = [None] * len(memory)
     rows = np.arange(len(memory))
@@ -235,6 +265,24 @@ class _Decoder:
         self.used = size
 
 
+class _Silent:
+    """No decoder: all tokens are alike to it."""
+
+    r, stack, start, eos = 1, None, 1, 2
+
+    def __init__(self, memory: Tensor, beam: int) -> None:
+        self.output, self.beam = memory, beam
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.output.new_zeros(len(tokens), 1, 1)
+
+    def follow(self, parents: Tensor) -> None:
+        pass
+
+    def keep(self, left: Tensor) -> None:
+        pass
+
+
 # ---- the search
 
 
@@ -261,7 +309,7 @@ def _cut(words: Tensor, steps: int, eos: int) -> np.ndarray:
 class _Greedy:
     """The best token of each place, until an eos."""
 
-    def __init__(self, decoder: _Decoder, max_new: Sequence[int], length_penalty: float) -> None:
+    def __init__(self, decoder: "_Decoder | _Silent", max_new: Sequence[int], length_penalty: float) -> None:
         device, batch = decoder.output.device, len(max_new)
         self.eos, self.penalty = decoder.eos, length_penalty
         self.limits = torch.tensor(max_new, device=device)
@@ -300,9 +348,14 @@ class _Candidates:
 
 
 def _singles(logits: Tensor, scores: Tensor, eos: int, step: int) -> _Candidates:
-    """Of logits (batch, beam, 1, vocabulary): with one eos a beam, twice the beams are enough."""
-    beam, vocabulary = logits.shape[1], logits.shape[3]
-    every = (logits[:, :, 0].log_softmax(2) + scores[:, :, None]).flatten(1)
+    """Of logits (batch, beam, 1, vocabulary); see `_of_gains`."""
+    return _of_gains(logits[:, :, 0].log_softmax(2), scores, eos, step)
+
+
+def _of_gains(gains: Tensor, scores: Tensor, eos: int, step: int) -> _Candidates:
+    """Of log probabilities (batch, beam, vocabulary): with one eos a beam, twice the beams are enough."""
+    beam, vocabulary = gains.shape[1:]
+    every = (gains + scores[:, :, None]).flatten(1)
     best, at = every.topk(min(2 * beam, every.shape[1]))
     tokens = at % vocabulary
     return _Candidates(best, at // vocabulary, tokens[:, :, None], tokens == eos, step)
@@ -341,8 +394,17 @@ def _joint(logits: Tensor, scores: Tensor, eos: int, step: int) -> _Candidates:
 class _Beams:
     """Live beams and the best finished hypotheses, chosen and given up as transformers does."""
 
-    def __init__(self, decoder: _Decoder, max_new: Sequence[int], length_penalty: float) -> None:
+    def __init__(
+        self,
+        decoder: "_Decoder | _Silent",
+        max_new: Sequence[int],
+        length_penalty: float,
+        *,
+        scorer: Scorer | None = None,
+        first: Tensor | None = None,
+    ) -> None:
         self.decoder, self.penalty, self.beam = decoder, length_penalty, decoder.beam
+        self.scorer, self.first = scorer, first
         device, size = decoder.output.device, (len(max_new), decoder.beam)
         self.shortest = min(max_new, default=0)
         self.limits = torch.tensor(max_new, device=device)
@@ -353,12 +415,10 @@ class _Beams:
         self.done_words = self.words.clone()
         self.done = torch.zeros(size, dtype=torch.bool, device=device)
         self.open = torch.ones(len(max_new), dtype=torch.bool, device=device)  # a live beam can still win
-        self.full = False  # some utterance has as many finished hypotheses as beams
+        self.some = self.full = False  # some utterance has a finished hypothesis; has as many as beams
 
     def advance(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
-        logits = logits.unflatten(0, self.scores.shape)
-        make = _singles if self.decoder.stack is None else _joint
-        candidates = make(logits, self.scores, self.decoder.eos, step)
+        candidates = self._candidates(logits.unflatten(0, self.scores.shape), step)
         last = step >= self.shortest
         stops = candidates.ends | (step >= self.limits)[:, None] if last else candidates.ends
         finished = bool(stops[:, : self.beam].any())
@@ -370,7 +430,24 @@ class _Beams:
         self.words[:, :, : step - 1] = _taken(self.words[:, :, : step - 1], parents)
         self.words[:, :, step - 1] = tokens
         self.decoder.follow(parents)
-        return tokens.flatten(0, 1), self._over(step) if finished or self.full else None
+        if self.scorer is not None:
+            self.scorer.follow(parents, tokens[:, :, 0])
+        self.some |= finished
+        look = finished or self.full or (self.some and self.penalty == 0)
+        return tokens.flatten(0, 1), self._over(step) if look else None
+
+    def _candidates(self, logits: Tensor, step: int) -> _Candidates:
+        """Of logits (batch, beam, r, vocabulary), and what the scorer and the first tokens make of them."""
+        if self.scorer is None and self.first is None:
+            make = _singles if self.decoder.stack is None else _joint
+            return make(logits, self.scores, self.decoder.eos, step)
+        gains = logits[:, :, 0].log_softmax(2)
+        if self.scorer is not None:
+            gains = self.scorer.join(gains)
+        if self.first is not None and step == 1:
+            others = torch.arange(gains.shape[2], device=gains.device) != self.first[:, None]
+            gains = gains.masked_fill((others & (self.first >= 0)[:, None])[:, None], DEAD)
+        return _of_gains(gains, self.scores, self.decoder.eos, step)
 
     def _finish(self, candidates: _Candidates, stops: Tensor, step: int) -> None:
         """Take those of the best candidates that stop among the finished ones."""
@@ -391,6 +468,8 @@ class _Beams:
         """Which utterances are at their limit, or have finished hypotheses that no live beam beats at this length."""
         hope = self.scores[:, 0] / (step * self.decoder.r) ** self.penalty
         self.open &= ~self.done.all(1) | (hope > self.done_scores.amin(1))
+        if self.penalty == 0:  # scores only fall then: what is behind the best now stays there
+            self.open &= self.scores[:, 0] > self.done_scores[:, 0]
         return ~self.open | (step >= self.limits)
 
     def result(self, i: int) -> tuple[np.ndarray, float]:
@@ -400,6 +479,8 @@ class _Beams:
         self.limits, self.scores, self.words = self.limits[left], self.scores[left], self.words[left]
         self.done_scores, self.done_words = self.done_scores[left], self.done_words[left]
         self.done, self.open = self.done[left], self.open[left]
+        if self.scorer is not None:
+            self.scorer.keep(left)
 
 
 def _taken(words: Tensor, rows: Tensor) -> Tensor:

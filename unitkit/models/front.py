@@ -40,17 +40,43 @@ class Subsampler(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Letters or units to vectors, scaled as the decoder's are."""
+    """Letters or units to vectors, scaled as the decoder's are; those of several codebooks are added up.
 
-    def __init__(self, size: int, dim: int) -> None:
+    With `inner` the table has vectors of that size, which a linear layer brings to `dim`: the size of centroids, if
+    they are to begin it (`begin_with`).  With `kernels` convolutions follow, each of which halves the length.
+    """
+
+    def __init__(
+        self, size: int, dim: int, *, inner: int = 0, channels: int = 0, kernels: Sequence[int] = (), first: int = 3
+    ) -> None:
         super().__init__()
-        self.table = nn.Embedding(size, dim, padding_idx=0)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)
-        self.scale = math.sqrt(dim)
+        width = inner or dim
+        self.table = nn.Embedding(size, width, padding_idx=0)
+        nn.init.normal_(self.table.weight, std=width**-0.5)
+        self.table.weight.data[0] = 0.0  # pad adds nothing, where rows have several tokens
+        self.scale, self.first = math.sqrt(width), first
+        self.project = nn.Linear(inner, dim) if inner else nn.Identity()
+        if inner:
+            nn.init.normal_(self.project.weight, std=inner**-0.5)
+        self.shorten = Subsampler(dim, dim, channels=channels, kernels=kernels) if kernels else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, n) to (batch, n, dim) and lengths."""
-        return self.table(tokens) * self.scale, lengths
+        """Tokens (batch, n) or (batch, n, codebooks) to (batch, positions, dim) and lengths."""
+        x = self.table(tokens) * self.scale
+        x = self.project(x.sum(2) if tokens.ndim == 3 else x)
+        return (x, lengths) if self.shorten is None else self.shorten(x, lengths)
+
+    @torch.no_grad()
+    def begin_with(self, vectors: Tensor) -> None:
+        """The first tokens behind the special ones take `vectors` (n, inner), brought to mean 0 and variance 1."""
+        variance, mean = torch.var_mean(vectors.float(), correction=0)
+        width = self.table.weight.shape[1]
+        if vectors.shape[1] != width or self.first + len(vectors) > len(self.table.weight):
+            raise ValueError(
+                f"vectors {tuple(vectors.shape)} for a table of {len(self.table.weight)} tokens of {width} dimensions"
+            )
+        rows = (vectors - mean) / torch.sqrt(variance + 1e-8) / self.scale
+        self.table.weight[self.first : self.first + len(rows)] = rows
 
 
 def inside(lengths: Tensor, width: int) -> Tensor:

@@ -1,15 +1,16 @@
-"""Speech, text or units to units, one after another: S2UT, text-to-unit models and unit mBART, in one model.
+"""Speech, text or units to units or text, one after another: translators, recognisers, unit mBART, in one model.
 
-Encoder and decoder are transformers' MBart.  In front of the encoder: convolutions that shorten features (S2UT's
-subsampler; with one kernel the length adaptor of Enhanced S2UT), or an embedding of letters or units.  Side heads read
-any layer (`unitkit.models.heads`); a CTC head on the decoder gives text and units in one pass.  With `stack` r > 1 the
-decoder makes r units a step.  Lee et al. 2021 (2107.05604), Popuri et al. 2022 (2204.02967).
+The decoder is that of transformers' MBart, the encoder its Transformer or a Branchformer.  In front of the encoder:
+convolutions that shorten features (S2UT's subsampler; with one kernel the length adaptor of Enhanced S2UT), or an
+embedding of letters or units.  Side heads read any layer (`unitkit.models.heads`); a CTC head on the decoder gives text
+and units in one pass, CTC on the encoder's output takes part in the search, or is all there is.  With `stack` r > 1 the
+decoder makes r units a step.  Lee et al. 2021 (2107.05604), Popuri et al. 2022 (2204.02967), Watanabe et al. 2017.
 """
 
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -18,101 +19,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unitkit.models.beam import beam_search
-from unitkit.models.front import Subsampler, TokenEmbedding, inside, sinusoids
-from unitkit.models.heads import HeadConfig, SideHead, diagonal_loss, smoothed
+from unitkit.models.branchformer import Branchformer
+from unitkit.models.ctc_prefix import CtcPrefix
+from unitkit.models.front import Subsampler, TokenEmbedding, inside
+from unitkit.models.heads import SideHead, ctc_loss, diagonal_loss, smoothed
+from unitkit.models.mbart import Stack, mbart, stacked, with_eos
+from unitkit.models.seq2seq_config import (
+    PAPER,
+    PAPER_ASR,
+    PAPER_BART,
+    PAPER_ENHANCED,
+    Seq2SeqConfig,
+    Seq2SeqError,
+    head_size,
+    letters_of,
+    mask_token,
+    source_size,
+)
 from unitkit.models.storage import read_model, save_model
 from unitkit.text import Letters
 from unitkit.units import Vocab
 
-SOURCES = ("features", "text", "units")
-
-
-class Seq2SeqError(ValueError):
-    """A model that cannot be built, loaded or fed; the text names the value and what is known."""
-
-
-@dataclass(frozen=True)
-class Seq2SeqConfig:
-    """The model; what the units and texts say about themselves is filled in by the recipe.  The defaults are small."""
-
-    tokenizer: str = ""  # fingerprint of the target units
-    n_units: int = 0
-    rate_hz: float = 50.0
-    reduced: bool = True  # targets without repetitions; their durations are the vocoder's business
-    stack: int = 1  # units made in one step
-    source: str = "features"  # features | text | units
-    features: str = ""  # what the listener hears, for people to read
-    features_dim: int = 0
-    source_tokenizer: str = ""  # of source units: as input, or as what a head predicts
-    source_units: int = 0
-    source_letters: str = ""
-    target_letters: str = ""
-    source_lang: str = ""
-    target_lang: str = ""
-    dim: int = 256
-    encoder_layers: int = 4
-    decoder_layers: int = 3
-    attention_heads: int = 4
-    hidden: int = 1024
-    conv_channels: int = 512
-    conv_kernels: tuple[int, ...] = (5, 5)  # each halves the number of frames
-    features_norm: bool = False  # layer norm of what is heard: for features of speech models
-    dropout: float = 0.1
-    attention_dropout: float = 0.0  # of attention weights; 0 takes half the time on a CPU
-    activation_dropout: float = 0.0
-    positions: str = "sinusoidal"  # sinusoidal | learned
-    max_positions: int = 2048
-    label_smoothing: float = 0.2
-    guide: float = 0.0  # weight of a loss that holds the attention to the source near the diagonal; see `diagonal_loss`
-    guide_until: float = 0.5  # share of training in which it falls to 0
-    heads: dict[str, HeadConfig] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise Seq2SeqError(f"source {self.source!r}: known are {', '.join(SOURCES)}")
-        if self.positions not in ("sinusoidal", "learned"):
-            raise Seq2SeqError(f"positions {self.positions!r}: known are sinusoidal, learned")
-        if self.dim % self.attention_heads:
-            raise Seq2SeqError(f"dim {self.dim} is not a multiple of attention_heads {self.attention_heads}")
-        if self.stack < 1 or any(kernel % 2 == 0 for kernel in self.conv_kernels):
-            raise Seq2SeqError(f"stack {self.stack} is at least 1, kernels {self.conv_kernels} are odd")
-
-
-# The Fisher model of the S2UT paper: 27 M parameters; attention heads on layers 6 and 8, text by CTC on the decoder.
-PAPER = Seq2SeqConfig(
-    encoder_layers=12,
-    decoder_layers=6,
-    hidden=2048,
-    conv_channels=1024,
-    attention_dropout=0.1,
-    activation_dropout=0.1,
-    heads={
-        "source": HeadConfig(at="encoder", layer=6, target="source_text", weight=8.0),
-        "target": HeadConfig(at="encoder", layer=8, target="target_text", weight=8.0),
-        "text": HeadConfig(kind="ctc", at="decoder", layer=3, target="target_text", weight=1.6),
-    },
-)
-# Enhanced S2UT: a wav2vec 2.0 encoder (the listener), one convolution, and the decoder of a unit mBART.
-PAPER_ENHANCED = Seq2SeqConfig(
-    dim=1024,
-    encoder_layers=0,
-    decoder_layers=12,
-    attention_heads=16,
-    hidden=4096,
-    conv_kernels=(3,),
-    features_norm=True,
-    attention_dropout=0.1,
-    activation_dropout=0.1,
-    positions="learned",
-)
-PAPER_BART = replace(PAPER_ENHANCED, encoder_layers=12, source="units")
+__all__ = [
+    "PAPER",
+    "PAPER_ASR",
+    "PAPER_BART",
+    "PAPER_ENHANCED",
+    "Hypothesis",
+    "Pairs",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "Seq2SeqError",
+    "mask_token",
+    "source_size",
+    "stacked",
+    "with_eos",
+]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A batch: `source` (batch, frames, dim) or tokens (batch, n), `target` unit tokens (batch, m), heads' `texts`.
+    """A batch: `source` (batch, frames, dim) or tokens (batch, n [, codebooks]), `target` tokens (batch, m), `texts`.
 
-    Targets and texts are padded with 0 and have neither bos nor eos.
+    Texts are the heads'.  Targets and texts are padded with 0 and have neither bos nor eos.
     """
 
     source: Tensor
@@ -130,77 +79,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A translation: unit ids (n,), its log probability by its length, and what the CTC heads read, by their target."""
+    """What was found: unit ids (n,), its score by its length, and what the CTC heads on the decoder read, by target.
+
+    Of a model that writes text, `units` are its tokens without pad, bos and eos, counted from 0.
+    """
 
     units: np.ndarray
     score: float
     texts: dict[str, str]
-
-
-def source_size(config: Seq2SeqConfig) -> int:
-    """Tokens that the input has; units have one more, that hides a unit (`mask_token`)."""
-    if config.source == "text":
-        return len(Letters(config.source_letters))
-    return len(Vocab(config.source_units)) + 1
-
-
-def mask_token(config: Seq2SeqConfig) -> int:
-    """What hides units from a unit mBART."""
-    return len(Vocab(config.source_units))
-
-
-def mbart(config: Seq2SeqConfig) -> Any:
-    """transformers' MBart of a config, its positions replaced by sinusoids where wanted."""
-    import transformers
-
-    inner = transformers.MBartForConditionalGeneration(
-        transformers.MBartConfig(
-            vocab_size=len(Vocab(config.n_units)),
-            d_model=config.dim,
-            encoder_layers=config.encoder_layers,
-            decoder_layers=config.decoder_layers,
-            encoder_attention_heads=config.attention_heads,
-            decoder_attention_heads=config.attention_heads,
-            encoder_ffn_dim=config.hidden,
-            decoder_ffn_dim=config.hidden,
-            dropout=config.dropout,
-            attention_dropout=config.attention_dropout,
-            activation_dropout=config.activation_dropout,
-            activation_function="relu",
-            max_position_embeddings=config.max_positions,
-            scale_embedding=True,
-            init_std=config.dim**-0.5,  # theirs, 0.02, is for 1024 dimensions: in fewer attention stays flat for long
-            pad_token_id=Vocab.pad,
-            bos_token_id=Vocab.bos,
-            eos_token_id=Vocab.eos,
-            decoder_start_token_id=Vocab.bos,
-            forced_eos_token_id=None,
-        )
-    )
-    if config.positions == "sinusoidal":
-        for half in (inner.model.encoder, inner.model.decoder):
-            half.embed_positions.requires_grad_(False).weight.copy_(sinusoids(config.max_positions + 2, config.dim))
-    return inner
-
-
-class Stack(nn.Module):
-    """r units in one step: their embeddings side by side to one vector, and one vector to r of them."""
-
-    def __init__(self, r: int, inner: Any, dim: int) -> None:
-        super().__init__()
-        self.r = r
-        self.down = nn.Linear(r * dim, dim, bias=False)
-        self.up = nn.Linear(dim, r * dim)
-        self._inner = (inner,)  # in a tuple, so that its weights are not ours as well
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., r) to (..., dim)."""
-        return self.down(self._inner[0].model.decoder.embed_tokens(tokens).flatten(-2))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Decoder output (..., dim) to (..., r, vocabulary)."""
-        inner = self._inner[0]
-        return inner.lm_head(self.up(hidden).unflatten(-1, (self.r, -1))) + inner.final_logits_bias
 
 
 class Seq2Seq(nn.Module):
@@ -208,37 +94,38 @@ class Seq2Seq(nn.Module):
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
-        if config.n_units < 2:
-            raise Seq2SeqError(f"n_units {config.n_units}: targets need at least 2 units")
+        if config.n_targets < 2:
+            what = "n_units" if config.target == "units" else "pieces"
+            raise Seq2SeqError(f"{what} {config.n_targets}: targets need at least 2 {what.removeprefix('n_')}")
         if config.source == "features" and config.features_dim < 1:
             raise Seq2SeqError("features_dim is not set: it is the listener's dim")
-        self.config, self.vocab = config, Vocab(config.n_units)
-        self.front: Any = (
-            Subsampler(
-                config.features_dim,
-                config.dim,
-                channels=config.conv_channels,
-                kernels=config.conv_kernels,
-                norm=config.features_norm,
-            )
-            if config.source == "features"
-            else TokenEmbedding(source_size(config), config.dim)
-        )
+        self.config, self.vocab = config, Vocab(config.n_targets)
+        self.front: Any = front_of(config)
         with torch.no_grad():
             self.inner: Any = mbart(config)
+        self.blocks = blocks_of(config)
+        self.ctc = nn.Linear(config.dim, len(self.vocab)) if config.ctc else None
+        if config.ctc == 1:  # what nobody asks for would be saved with the rest
+            for owner, name in ((self.inner, "lm_head"), (self.inner.model, "decoder"), (self.inner.model, "shared")):
+                delattr(owner, name)
+            self.inner.model.encoder.embed_tokens = None
         self.stack = Stack(config.stack, self.inner, config.dim) if config.stack > 1 else None
         self.heads = nn.ModuleDict(
             {name: SideHead(head, head_size(config, head), config.dim) for name, head in config.heads.items()}
         )
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        config = self.config
         for name, head in config.heads.items():
             most = config.encoder_layers if head.at == "encoder" else config.decoder_layers
             if not 1 <= head.layer <= most:
                 raise Seq2SeqError(f"heads.{name}.layer {head.layer}: the {head.at} has layers 1 to {most}")
-            if config.stack > 1 and head.at == "decoder":
-                raise Seq2SeqError(f"heads.{name}: a head on the decoder needs stack 1, not {config.stack}")
+            if head.at == "decoder" and (config.stack > 1 or config.ctc == 1):
+                raise Seq2SeqError(f"heads.{name}: a head on the decoder needs one, and stack 1, not {config.stack}")
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Source (batch, frames, dim) or tokens (batch, n) to memory (batch, positions, dim) and its mask."""
+        """Source as in `Pairs` to memory (batch, positions, dim) and its mask."""
         return self._encoded(source, lengths)[:2]
 
     def _encoded(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -246,32 +133,51 @@ class Seq2Seq(nn.Module):
         if x.shape[1] > self.config.max_positions:
             raise Seq2SeqError(f"{x.shape[1]} positions after subsampling: this model has {self.config.max_positions}")
         mask = inside(lengths, x.shape[1])
+        if self.blocks is not None:
+            memory, layers = self.blocks(x, mask)
+            return memory, mask, layers
         found = self.inner.model.encoder(inputs_embeds=x, attention_mask=mask.long(), output_hidden_states=True)
         return found.last_hidden_state, mask, found.hidden_states
 
     def forward(self, batch: Pairs, progress: float = 0.0) -> dict[str, Tensor]:
-        """Losses of a batch: `loss` is their weighted sum, `units` the decoder's; `progress` (0..1) is of training.
+        """Losses of a batch: `loss` is their weighted sum, `units` or `attention` the decoder's.
 
         Labels are smoothed, and attention guided, in training only: in eval mode the losses are nats a token.
+        `progress` (0..1) is of training.
         """
         memory, mask, encoder_layers = self._encoded(batch.source, batch.lengths)
-        labels = with_eos(batch.target)
-        guide = self.config.guide * max(0.0, 1 - progress / self.config.guide_until) if self.training else 0.0
-        logits, decoder_layers, attentions = self._decoded(memory, mask, labels, look=guide > 0)
-        flat = labels if self.stack is None else stacked(labels, self.stack.r)
-        losses = {"units": smoothed(logits, flat, smoothing=self.config.label_smoothing if self.training else 0.0)}
-        losses["accuracy"] = ((logits.argmax(-1) == flat) & (flat != Vocab.pad)).sum() / (flat != Vocab.pad).sum()
-        total = losses["units"]
-        if attentions is not None:
-            keys = flat.flatten(2).any(2) if flat.ndim == 3 else flat != Vocab.pad
-            losses["guide"] = diagonal_loss(attentions, keys.sum(1), mask.sum(1))
-            total = total + guide * losses["guide"]
+        labels, share = with_eos(batch.target), self.config.ctc
+        losses: dict[str, Tensor] = {}
+        decoder_layers: tuple[Tensor, ...] = ()
+        total = memory.new_zeros(())
+        if share < 1:
+            losses, told, decoder_layers = self._told(memory, mask, labels, progress)
+            total = total + (1 - share) * told
+        if self.ctc is not None:
+            losses["ctc"] = ctc_loss(self.ctc(memory), mask.sum(1), batch.target)
+            total = total + share * losses["ctc"]
         for name, head in self.heads.items():
             own = self.config.heads[name]
             layers, keys = (encoder_layers, mask) if own.at == "encoder" else (decoder_layers, labels != Vocab.pad)
             losses[name] = head(layers[own.layer], keys, batch.texts[own.target])
             total = total + own.weight_at(progress) * losses[name]
         return losses | {"loss": total}
+
+    def _told(
+        self, memory: Tensor, mask: Tensor, labels: Tensor, progress: float
+    ) -> tuple[dict[str, Tensor], Tensor, tuple[Tensor, ...]]:
+        """The decoder's losses, their weighted sum, and the outputs of its layers."""
+        guide = self.config.guide * max(0.0, 1 - progress / self.config.guide_until) if self.training else 0.0
+        logits, layers, attentions = self._decoded(memory, mask, labels, look=guide > 0)
+        flat = labels if self.stack is None else stacked(labels, self.stack.r)
+        total = smoothed(logits, flat, smoothing=self.config.label_smoothing if self.training else 0.0)
+        losses = {"units" if self.config.target == "units" else "attention": total}
+        losses["accuracy"] = ((logits.argmax(-1) == flat) & (flat != Vocab.pad)).sum() / (flat != Vocab.pad).sum()
+        if attentions is not None:
+            keys = flat.flatten(2).any(2) if flat.ndim == 3 else flat != Vocab.pad
+            losses["guide"] = diagonal_loss(attentions, keys.sum(1), mask.sum(1))
+            total = total + guide * losses["guide"]
+        return losses, total, layers
 
     def _decoded(
         self, memory: Tensor, mask: Tensor, labels: Tensor, *, look: bool = False
@@ -315,14 +221,18 @@ class Seq2Seq(nn.Module):
         extra: int = 200,
         length_penalty: float = 1.0,
         method: str = "fast",
+        ctc_weight: float | None = None,
+        first: Sequence[int] | None = None,
     ) -> list[Hypothesis]:
-        """The best hypothesis of each source, features (frames, dim) or tokens (n,), by beam search.
+        """The best hypothesis of each source, features (frames, dim) or tokens (n [, codebooks]), by beam search.
 
         A hypothesis has at most `ratio` × encoder positions + `extra` units.  `method` "transformers" uses its
-        `generate` in place of ours; the units are the same.
+        `generate` in place of ours; the units are the same.  `ctc_weight`: how much CTC counts in the scores, as much
+        as in training if left out.  `first`: the token that each hypothesis begins with, -1 for any.
         """
         if not sources:
             return []
+        weight = self._weight(ctc_weight)
         device = self.inner.device
         memories = [self.encode(s[None].to(device), torch.tensor([len(s)], device=device))[0][0] for s in sources]
         memory = nn.utils.rnn.pad_sequence(memories, batch_first=True)
@@ -331,14 +241,39 @@ class Seq2Seq(nn.Module):
         limits = [max(1, n // self.config.stack) for n in limits]
         if method == "fast":
             found = beam_search(
-                self.inner, memory, mask, beam=beam, max_new=limits, length_penalty=length_penalty, stack=self.stack
+                self.inner if weight < 1 else None,
+                memory,
+                mask,
+                beam=beam,
+                max_new=limits,
+                length_penalty=length_penalty,
+                stack=self.stack,
+                scorer=CtcPrefix(self._ctc_logs(memories), weight=weight, beam=beam) if weight else None,
+                first=None if first is None else torch.tensor(first, device=device),
             )
-        elif method == "transformers" and self.stack is None:
+        elif method == "transformers" and self.stack is None and not weight and first is None:
             found = self._by_transformers(memories, limits, beam, length_penalty)
         else:
-            raise Seq2SeqError(f"method {method!r} with stack {self.config.stack}: fast, or transformers with stack 1")
+            raise Seq2SeqError(
+                f"method {method!r} with stack {self.config.stack} and ctc_weight {weight}: fast, or transformers with "
+                "stack 1 and without CTC"
+            )
         texts = [self._texts(m, tokens) for m, (tokens, _) in zip(memories, found, strict=True)]
         return [Hypothesis(self.vocab.decode(t), score, text) for (t, score), text in zip(found, texts, strict=True)]
+
+    def _weight(self, asked: float | None) -> float:
+        """How much CTC counts in the search."""
+        share = self.config.ctc
+        weight = share if asked is None else asked
+        if not 0 <= weight <= 1 or (weight > 0 and self.ctc is None) or (weight < 1 and share == 1):
+            kind = {0.0: "no CTC, so 0", 1.0: "CTC only, so 1"}.get(share, "both, so anything from 0 to 1")
+            raise Seq2SeqError(f"ctc_weight {weight}: this model has {kind}")
+        return weight
+
+    def _ctc_logs(self, memories: Sequence[Tensor]) -> list[Tensor]:
+        """Log probabilities (positions, vocabulary) of CTC, source by source, so that each is as it is alone."""
+        assert self.ctc is not None
+        return [self.ctc(memory).float().log_softmax(1) for memory in memories]
 
     def _by_transformers(
         self, memories: Sequence[Tensor], limits: Sequence[int], beam: int, length_penalty: float
@@ -407,17 +342,21 @@ class Seq2Seq(nn.Module):
         return model.to(device).eval()
 
     def start_from(self, other: "Seq2Seq", *, parts: Sequence[str] = ("encoder", "decoder")) -> list[str]:
-        """Takes another model's encoder, decoder, front or heads; returns the names it took.
+        """Takes another model's encoder, decoder, front, heads or ctc; returns the names it took.
 
         The decoder's units must be those of the same tokenizer.
         """
-        known = {half: f"inner.model.{half}." for half in ("encoder", "decoder")} | {
+        encoder = "inner.model.encoder." if self.blocks is None else "blocks."
+        known = {
+            "encoder": encoder,
+            "decoder": "inner.model.decoder.",
             "front": "front.",
             "heads": "heads.",
+            "ctc": "ctc.",
         }
         if unknown := set(parts) - set(known):
             raise Seq2SeqError(f"parts {', '.join(sorted(unknown))}: known are {', '.join(known)}")
-        if "decoder" in parts and other.config.tokenizer != self.config.tokenizer:
+        if {"decoder", "ctc"} & set(parts) and other.config.tokenizer != self.config.tokenizer:
             raise Seq2SeqError(
                 f"a decoder of units of {other.config.tokenizer!r} cannot begin one for {self.config.tokenizer!r}"
             )
@@ -433,28 +372,36 @@ class Seq2Seq(nn.Module):
         return sorted(taken)
 
 
-def with_eos(target: Tensor) -> Tensor:
-    """Targets (batch, m), padded with 0, to labels (batch, m + 1) with an eos after each row."""
-    labels = F.pad(target, (0, 1))
-    ends = (target != Vocab.pad).sum(1, keepdim=True)
-    return labels.scatter(1, ends, Vocab.eos)
+def front_of(config: Seq2SeqConfig) -> nn.Module:
+    """What stands before the encoder."""
+    if config.source == "features":
+        return Subsampler(
+            config.features_dim,
+            config.dim,
+            channels=config.conv_channels,
+            kernels=config.conv_kernels,
+            norm=config.features_norm,
+        )
+    return TokenEmbedding(
+        source_size(config),
+        config.dim,
+        inner=config.embedding_dim,
+        channels=config.conv_channels,
+        kernels=config.unit_kernels if config.source == "units" else (),
+    )
 
 
-def stacked(labels: Tensor, r: int) -> Tensor:
-    """Labels (batch, m) to steps (batch, steps, r), padded at the end."""
-    return F.pad(labels, (0, -labels.shape[1] % r)).unflatten(1, (-1, r))
-
-
-def letters_of(config: Seq2SeqConfig, head: HeadConfig) -> str:
-    """The letters of a head's text."""
-    return config.source_letters if head.target == "source_text" else config.target_letters
-
-
-def head_size(config: Seq2SeqConfig, head: HeadConfig) -> int:
-    """Tokens that a head tells apart."""
-    if head.target == "source_units":
-        return len(Vocab(config.source_units))
-    letters = letters_of(config, head)
-    if not letters:
-        raise Seq2SeqError(f"a head on {head.target} needs texts: the manifest of that side has none")
-    return len(Letters(letters))
+def blocks_of(config: Seq2SeqConfig) -> Branchformer | None:
+    """The encoder, where it is not MBart's."""
+    if config.blocks == "transformer":
+        return None
+    return Branchformer(
+        config.dim,
+        layers=config.encoder_layers,
+        heads=config.attention_heads,
+        hidden=config.hidden,
+        gated=config.branch_hidden,
+        kernel=config.branch_kernel,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )

@@ -1,23 +1,32 @@
 """Whole systems with one call: load a directory, call it.  Also bulk work with them, and what `unitkit info` prints."""
 
 from unitkit.pipeline.facts import describe, header_of, tokenizer_facts
+from unitkit.pipeline.recognizer import Recognizer, Transcript
 from unitkit.pipeline.soft import SoftTokenizer, encode_soft
 from unitkit.pipeline.speak import Vocoder, synthesise
+from unitkit.pipeline.transcribe import Source, Transcribed, Written, sources_of_units, transcribe
 from unitkit.pipeline.translator import Step, Translated, Translation, Translator, translate
 from unitkit.units import FingerprintError
 
 __all__ = [
     "FingerprintError",
+    "Recognizer",
     "SoftTokenizer",
+    "Source",
     "Step",
+    "Transcribed",
+    "Transcript",
     "Translated",
     "Translation",
     "Translator",
     "Vocoder",
+    "Written",
     "describe",
     "encode_soft",
     "header_of",
+    "sources_of_units",
     "synthesise",
     "tokenizer_facts",
+    "transcribe",
     "translate",
 ]

@@ -80,9 +80,10 @@ def _describe_model(at: Path) -> tuple[str, dict[str, object]]:
         size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 no dict
     facts: dict[str, object] = {"parameters": f"{size / 1e6:.2f} M"}
     if kind == "seq2seq":
-        parts = [name for name in ("listener", "vocoder") if (at / name).is_dir()]
-        kind = "translator" if len(parts) == 2 else kind
-        facts["beside it"] = ", ".join(parts) or "neither listener nor vocoder"
+        parts = [name for name in ("listener", "tokenizer", "unit_bpe", "vocoder") if (at / name).is_dir()]
+        writes = (at / "text.model").is_file()
+        kind = "recogniser" if writes else "translator" if {"listener", "vocoder"} <= set(parts) else kind
+        facts["beside it"] = ", ".join([*parts, *["text.model"] * writes]) or "neither listener nor vocoder"
     settings = OmegaConf.to_container(OmegaConf.load(at / "config.yaml"))
     assert isinstance(settings, dict)
     return kind, facts | {str(name): value for name, value in settings.items()}

@@ -4,19 +4,17 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, TypeAlias, overload
+from typing import IO, TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
-from torch import Tensor, from_numpy
+from torch import from_numpy
 
 from unitkit import audio
-from unitkit import config as configs
 from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
 from unitkit.manifest import Utterance, read_manifest, write_manifest
+from unitkit.pipeline.given import Heard, Speech, by_length, check_sizes, checksum, hear, named, noted_rows
 from unitkit.pipeline.speak import Vocoder, file_name, same_settings
-from unitkit.recording import Recording, of_utterance
 from unitkit.text import Letters
 from unitkit.tokenizer import pick_device
 from unitkit.units import Units, UnitsHeader, check_fingerprint, read_units, write_units
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from unitkit.models.listen import Listener
     from unitkit.models.seq2seq import Hypothesis, Seq2Seq
 
-Speech: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
 BATCH = 8  # utterances decoded together
 
 
@@ -44,15 +41,6 @@ class Translation:
     def frames(self) -> Units:
         """The units at frame level."""
         return self.units.expand(self.durations)
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """Features (frames, dim) of a recording; `name` is for errors, `label` becomes the id of the units."""
-
-    features: Tensor
-    name: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -142,7 +130,7 @@ class Translator:
         Raises:
             AudioError: a recording is damaged, too short or too long; names it.
         """
-        _check_sizes(beam, batch)
+        check_sizes(beam, batch)
         given = list(speech) if isinstance(speech, list | tuple) else [speech]
         who = self.voice(speaker)
         heard = [self._hear(one, rate) for one in given]
@@ -160,7 +148,7 @@ class Translator:
         rate: int | None = None,
     ) -> Iterator[np.ndarray]:
         """The wav of a call in pieces (samples,) of `seconds`, spoken as soon as all the units are found."""
-        _check_sizes(beam, 1)
+        check_sizes(beam, 1)
         who, heard = self.voice(speaker), self._hear(speech, rate)
         (found,) = self._search([heard], beam, 1)
         units, durations = self._timed(found, heard.label)
@@ -180,7 +168,7 @@ class Translator:
     def settings(self) -> dict[str, object]:
         """All that changes a translation, but for the arguments of the call; fit for JSON."""
         facts = {
-            "model": _checksum(self.model),
+            "model": checksum(self.model),
             "listener": self.listener.settings() if self.listener is not None else "text",
             "vocoder": self.vocoder.model.checksum(),
             "tokenizer": self.vocoder.tokenizer,
@@ -191,7 +179,7 @@ class Translator:
     def _lang(self) -> str | None:
         return self.model.config.target_lang if len(self.vocoder.model.config.langs) > 1 else None
 
-    def _read(self, speech: Speech) -> _Heard:
+    def _read(self, speech: Speech) -> Heard:
         if not isinstance(speech, Utterance) or not speech.text:
             raise ValueError(
                 f"{getattr(speech, 'id', speech)!r}: this model reads text: give a manifest whose rows have it"
@@ -199,36 +187,18 @@ class Translator:
         tokens = Letters(self.model.config.source_letters).encode(speech.text)
         if not len(tokens):
             raise ValueError(f"{speech.id}: {speech.text!r} has no letter that this model knows")
-        return _Heard(from_numpy(tokens), speech.id, speech.id)
+        return Heard(from_numpy(tokens), speech.id, speech.id)
 
-    def _hear(self, speech: Speech, rate: int | None = None) -> _Heard:
+    def _hear(self, speech: Speech, rate: int | None = None) -> Heard:
         if self.listener is None:
             return self._read(speech)
-        hz = self.listener.sample_rate
-        if isinstance(speech, np.ndarray | Tensor):
-            wav = _checked_wav(speech, rate or hz, hz)
-            recording = Recording(lambda: iter([wav]), name="the wav")
-        else:
-            path = speech if isinstance(speech, Utterance) else Utterance(Path(speech).stem, os.fspath(speech))
-            recording = of_utterance(path, hz)
-        recording.hold(self.listener.encoder)
-        wav = recording.wav if recording.wav is not None else np.concatenate(list(recording()))
-        if not np.isfinite(wav).all():
-            raise audio.AudioError(recording.name, "holds NaN or infinity")
-        features, c = self.listener(wav), self.model.config
-        if (most := c.max_positions * 2 ** len(c.conv_kernels)) < len(features):
-            found, allowed = (n / self.listener.rate_hz for n in (len(features), most))
-            raise audio.AudioError(
-                recording.name, f"too long: {found:.1f} s, but this model takes {allowed:.1f} s at most"
-            )
-        return _Heard(features, recording.name, recording.label)
+        c = self.model.config
+        return hear(self.listener, speech, rate=rate, most=c.max_positions * 2 ** len(c.conv_kernels))
 
-    def _search(self, heard: Sequence[_Heard], beam: int, batch: int) -> list["Hypothesis"]:
+    def _search(self, heard: Sequence[Heard], beam: int, batch: int) -> list["Hypothesis"]:
         """The best hypothesis of each, decoded in batches of similar length."""
-        order = sorted(range(len(heard)), key=lambda i: -len(heard[i].features))
         found: dict[int, Hypothesis] = {}
-        for start in range(0, len(order), batch):
-            group = order[start : start + batch]
+        for group in by_length([len(one.features) for one in heard], batch):
             made = self.model.generate([heard[i].features for i in group], beam=beam)
             found |= dict(zip(group, made, strict=True))
         return [found[i] for i in range(len(heard))]
@@ -244,29 +214,6 @@ class Translator:
         units, durations = self._timed(found, label)
         wav = self.vocoder(units, durations=durations, speaker=speaker, lang=self._lang)
         return Translation(wav, self.sample_rate, units, durations, found.texts.get("target_text"), found.score)
-
-
-def _check_sizes(beam: int, batch: int) -> None:
-    for name, value in (("beam", beam), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: at least 1")
-
-
-def _checked_wav(wav: np.ndarray | Tensor, rate: int, wanted: int) -> np.ndarray:
-    """Samples at the `wanted` rate; finite ones are asked for later, as of files."""
-    data = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
-    if data.ndim != 1 or data.dtype.kind != "f":
-        raise ValueError(f"a wav is float (samples,) in -1..1, mono, not {data.dtype} of shape {data.shape}")
-    data = data.astype(np.float32, copy=False)
-    return data if rate == wanted else audio.resample(data, rate, wanted)
-
-
-def _checksum(model: "Seq2Seq") -> str:
-    """12 hex digits that change with the config or any weight."""
-    digest = sha256(configs.to_yaml(model.config).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 # -------------------------------------------------------------------------------------------- many recordings
@@ -311,7 +258,7 @@ def translate(
     in manifest.rejects.jsonl.
     """
     out = Path(out)
-    _check_sizes(beam, batch)
+    check_sizes(beam, batch)
     refuse_duplicates(utterances)
     voices = {u.id: translator.voice(speaker, of=u.speaker) for u in utterances}
     out.mkdir(parents=True, exist_ok=True)
@@ -352,19 +299,15 @@ def _steps(
         left.sort(key=lambda u: -(u.duration or 0.0))
     for start in range(0, len(left), batch):
         group = left[start : start + batch]
-        heard: dict[str, _Heard] = {}
+        heard: dict[str, Heard] = {}
         for utterance in group:
             try:
                 heard[utterance.id] = translator._hear(utterance)
             except (ValueError, OSError) as error:
-                yield Step(utterance, bad=_named(utterance, error))
+                yield Step(utterance, bad=named(utterance, error))
         found = translator._search(list(heard.values()), beam, batch)
         for utterance, best in zip((u for u in group if u.id in heard), found, strict=True):
             yield log.add(utterance, translator._say(best, utterance.id, voices[utterance.id]))
-
-
-def _named(utterance: Utterance, error: Exception) -> str:
-    return str(error) if utterance.audio in str(error) else f"{utterance.audio}: {error}"
 
 
 class _Log:
@@ -441,12 +384,6 @@ class _Log:
                 yield Step(source, units[source.id], texts[source.id])
 
     def _noted(self) -> Iterator[Step]:
-        if not self.partial.exists():
-            return
-        with open(self.partial, "r+b") as file:
-            whole = file.read().rpartition(b"\n")[0]
-            file.truncate(len(whole) + 1 if whole else 0)  # the last line may be torn
-        for line in whole.splitlines():
-            row = json.loads(line)
+        for row in noted_rows(self.partial):
             source = Utterance(**row["source"])
             yield Step(source, self.header.units(row["units"], source.id), row["text"])

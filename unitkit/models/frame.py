@@ -21,7 +21,7 @@ from unitkit.models.hearing import MelHearing, Wav2Vec2Hearing
 from unitkit.models.layers import VariancePredictor, regulate, soft_bins
 from unitkit.models.source_filter import Synthesiser, embedded
 from unitkit.models.storage import read_model, save_model
-from unitkit.models.vocoder import duration_loss, find_runs
+from unitkit.models.vocoder import duration_loss, find_runs, hop_samples
 from unitkit.units import Units, check_fingerprint
 
 # What each mode takes from the reference; the rest stays the source's.
@@ -118,9 +118,29 @@ class FrameConfig:
         """Mel frames a unit."""
         return self.mel.rate_hz / self.rate_hz
 
+    @property
+    def heard_hz(self) -> float:
+        """Frames per second of what the encoders hear."""
+        return self.mel.rate_hz if self.hearing == "mel" else 50.0
+
+    @property
+    def unit_hop(self) -> int:
+        """Samples of a unit at the mel's rate."""
+        return hop_samples(self.mel.sample_rate, self.rate_hz)
+
     def mel_frames(self, n_units: int) -> int:
         """Mel frames that lie within so many frames of units."""
         return int(n_units * self.ratio + 1e-6)
+
+    def fitted(self, wav: np.ndarray, n_units: int, *, name: str = "the wav") -> np.ndarray:
+        """The wav (samples,) at the mel's rate, cut or padded at its end to so many frames of units."""
+        wanted = n_units * self.unit_hop
+        if wanted - len(wav) > 0.1 * self.mel.sample_rate + self.unit_hop:
+            rate = self.mel.sample_rate
+            raise FrameError(
+                f"{name}: its units last {wanted / rate:.2f} s, its audio {len(wav) / rate:.2f} s; encode it again"
+            )
+        return np.pad(wav[:wanted], (0, max(0, wanted - len(wav))))
 
 
 # The paper's model: generators of 8 + 8 blocks, 200 bins of 2.5 Hz and of energy, first layers of wav2vec 2.0.
@@ -314,18 +334,15 @@ class FrameModel(nn.Module):
         """What the encoders hear of a wav (samples,) at the mel's rate: (frames, heard_dim)."""
         return self.hearing(wav)
 
-    def scaled_f0(self, hertz: np.ndarray, mean: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """F0 (frames,) in Hz, 0 unvoiced, to the scale, from its own mean or the one given, and voicing (frames,)."""
+    def contours(self, hertz: np.ndarray, lengths: np.ndarray) -> Contours:
+        """F0 (n,) in Hz, 0 unvoiced, and lengths of spectra (m,) on the scales; F0 from the mean of these frames."""
         voiced = hertz > 0
-        scale = np.where(voiced, hertz, 1.0).astype(np.float64)
+        f0 = np.where(voiced, hertz, 1.0).astype(np.float64)
         if self.config.f0_scale == "semitones":
-            scale = 12 * np.log2(scale)
-        centre = mean if mean is not None else float(scale[voiced].mean()) if voiced.any() else 0.0
-        return np.where(voiced, scale - centre, 0.0).astype(np.float32), voiced
-
-    def scaled_energy(self, lengths: np.ndarray) -> np.ndarray:
-        """Lengths of spectra (frames,) to the scale."""
-        return lengths if self.config.energy_scale == "linear" else np.log(np.maximum(lengths, 1e-5))
+            f0 = 12 * np.log2(f0)
+        f0 = np.where(voiced, f0 - (f0[voiced].mean() if voiced.any() else 0.0), 0.0)
+        energy = lengths if self.config.energy_scale == "linear" else np.log(np.maximum(lengths, 1e-5))
+        return Contours(*(torch.from_numpy(x) for x in (f0.astype(np.float32), voiced, energy.astype(np.float32))))
 
     # --------------------------------------------------------------------------------------------------------- use
 

@@ -69,7 +69,8 @@ class Wav2Vec2Branch(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(batch, frames, hidden) and (batch,) to (batch, dim)."""
         mask = inside(lengths, features.shape[1])
-        x = self.transformer(features, attention_mask=mask).last_hidden_state * mask[:, :, None]
+        inner = features * mask[:, :, None]  # a copy: transformers writes zeros behind the ends of what it is given
+        x = self.transformer(inner, attention_mask=mask).last_hidden_state * mask[:, :, None]
         return self.leave(x.sum(1) / lengths[:, None])
 
 

@@ -2,13 +2,14 @@
 
 from unitkit.pipeline.facts import describe, header_of, tokenizer_facts
 from unitkit.pipeline.speak import Vocoder, synthesise
-from unitkit.pipeline.translator import Step, Translated, Translation, Translator, translate
+from unitkit.pipeline.translator import Translation, Translator, translate
+from unitkit.pipeline.work import Done, Step
 from unitkit.units import FingerprintError
 
 __all__ = [
+    "Done",
     "FingerprintError",
     "Step",
-    "Translated",
     "Translation",
     "Translator",
     "Vocoder",

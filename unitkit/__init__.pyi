@@ -6,6 +6,7 @@ from unitkit.manifest import write_manifest as write_manifest
 from unitkit.pipeline import Translation as Translation
 from unitkit.pipeline import Translator as Translator
 from unitkit.pipeline import Vocoder as Vocoder
+from unitkit.pipeline import VoiceConverter as VoiceConverter
 from unitkit.segments import segment as segment
 from unitkit.tokenizer import Tokenizer as Tokenizer
 from unitkit.units import FingerprintError as FingerprintError

@@ -5,10 +5,22 @@ import traceback
 
 from rich.markup import escape
 
-from unitkit.cli import checkpoints, encode, formats, info, score, speech, translate, verify
+from unitkit.cli import checkpoints, convert, encode, formats, info, score, speech, translate, verify
 from unitkit.cli.show import app, errors
 
-__all__ = ["app", "checkpoints", "encode", "formats", "info", "main", "score", "speech", "translate", "verify"]
+__all__ = [
+    "app",
+    "checkpoints",
+    "convert",
+    "encode",
+    "formats",
+    "info",
+    "main",
+    "score",
+    "speech",
+    "translate",
+    "verify",
+]
 
 
 def main() -> None:

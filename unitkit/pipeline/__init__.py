@@ -1,5 +1,6 @@
 """Whole systems with one call: load a directory, call it.  Also bulk work with them, and what `unitkit info` prints."""
 
+from unitkit.pipeline.converter import VoiceConverter, convert
 from unitkit.pipeline.facts import describe, header_of, tokenizer_facts
 from unitkit.pipeline.speak import Vocoder, synthesise
 from unitkit.pipeline.translator import Translation, Translator, translate
@@ -13,6 +14,8 @@ __all__ = [
     "Translation",
     "Translator",
     "Vocoder",
+    "VoiceConverter",
+    "convert",
     "describe",
     "header_of",
     "synthesise",

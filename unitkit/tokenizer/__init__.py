@@ -7,6 +7,6 @@ the fingerprint.
 """
 
 from unitkit.tokenizer.core import BATCH_ERROR, Tokenizer, pick_device
-from unitkit.tokenizer.files import BUNDLED, DEFAULT, TokenizerError, bundled
+from unitkit.tokenizer.files import BUNDLED, DEFAULT, TokenizerError, bundled, bundled_as
 
-__all__ = ["BATCH_ERROR", "BUNDLED", "DEFAULT", "Tokenizer", "TokenizerError", "bundled", "pick_device"]
+__all__ = ["BATCH_ERROR", "BUNDLED", "DEFAULT", "Tokenizer", "TokenizerError", "bundled", "bundled_as", "pick_device"]

@@ -33,6 +33,11 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/tokenizer.json"))
 
 
+def bundled_as(fingerprint: str) -> str | None:
+    """The name of the bundled tokenizer with this fingerprint, if there is one."""
+    return next((name for name in bundled() if read_facts(BUNDLED / name)["fingerprint"] == fingerprint), None)
+
+
 def find(name_or_dir: str | os.PathLike[str]) -> Path:
     """The directory of a bundled tokenizer or of any other."""
     name = os.fspath(name_or_dir)

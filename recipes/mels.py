@@ -6,7 +6,7 @@ recordings with their own prosody, frame by frame beside them, for a vocoder to 
 
   python recipes/train_vocoder.py train_manifest=train.jsonl train_units=exp/mels/train/units.jsonl \\
       data.features_train=exp/mels/train dev_manifest=dev.jsonl dev_units=exp/mels/dev/units.jsonl \\
-      data.features_dev=exp/mels/dev out=exp/converter/vocoder
+      data.features_dev=exp/mels/dev data.names=false out=exp/converter/vocoder
 
 A recording whose file is there is not computed again, unless another converter is given.
 """

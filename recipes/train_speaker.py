@@ -151,7 +151,8 @@ class Validation:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The dev metrics of a model in eval mode."""
         taught: Any = model
-        device, found = taught.head.voices.device, {}
+        device = taught.head.voices.device
+        found: dict[str, float] = {}
         for name, (voices, heard) in self.sets.items():
             vectors = [taught.net(one[None].to(device), torch.tensor([len(one)], device=device))[0] for one in heard]
             scores = verification(torch.stack(vectors).float().cpu().numpy(), voices)

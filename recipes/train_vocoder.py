@@ -41,6 +41,7 @@ class DataConfig:
     cache_mb: int = 2048  # audio kept in memory
     dev_utterances: int = 32  # validated on, evenly spread over the dev set; 0 = all
     dev_seconds: float = 8.0  # at most this much of each
+    names: bool = True  # tell speakers and languages apart by name; false: what is spoken says all, as mels do
     features_train: str = ""  # folders of <id>.npy (frames, dim): soft units instead of ids
     features_dev: str = ""
 
@@ -125,8 +126,8 @@ def _complete(config: Config, train: data.Corpus, cache: data.AudioCache) -> tup
         rate_hz=header.rate_hz,
         n_units=header.n_units,
         codebooks=header.codebooks,
-        speakers=train.speakers,
-        langs=train.langs,
+        speakers=train.speakers if config.data.names else (),
+        langs=train.langs if config.data.names else (),
         features_dim=_features_dim(config, train),
     )
     if not (model.f0 or model.energy):

@@ -97,9 +97,9 @@ def take_wav2vec2(hearing: nn.Module, branches: list[nn.Module], model: Any) -> 
         (hearing.projection, model.feature_projection),
     ]
     for branch in branches:
-        layers = branch.transformer.layers  # type: ignore[union-attr]
-        parts += [(branch.transformer.layer_norm, model.encoder.layer_norm)]  # type: ignore[union-attr]
-        parts += [(branch.transformer.pos_conv_embed, model.encoder.pos_conv_embed)]  # type: ignore[union-attr]
-        parts += list(zip(layers, model.encoder.layers, strict=False))  # type: ignore[arg-type]
+        layers = branch.transformer.layers
+        parts += [(branch.transformer.layer_norm, model.encoder.layer_norm)]
+        parts += [(branch.transformer.pos_conv_embed, model.encoder.pos_conv_embed)]
+        parts += list(zip(layers, model.encoder.layers, strict=False))
     for ours, theirs in parts:
         ours.load_state_dict(theirs.state_dict())

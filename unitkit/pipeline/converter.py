@@ -48,6 +48,9 @@ class VoiceConverter:
                 f"the vocoder for this converter: it speaks {self.vocoder.tokenizer!r}, the model makes log-mels "
                 f"{c.mel.fingerprint!r}; train one on mels of recipes/mels.py"
             )
+        v = self.vocoder.model.config
+        if len(v.speakers) > 1 or len(v.langs) > 1 or v.f0 or v.energy:
+            raise ValueError("the vocoder wants more than mels: train one with data.names=false, without F0 and energy")
         if (self.speaker.dim if self.speaker is not None else 0) != c.speaker_dim:
             raise ValueError(
                 f"the model takes speaker vectors of {c.speaker_dim} numbers, its speaker encoder gives "

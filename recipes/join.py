@@ -32,9 +32,7 @@ def joined(
         row
         for path in paths
         for row in read_manifest(path)
-        if (not langs or row.lang in langs)
-        and (not speakers or row.speaker in speakers)
-        and row.speaker not in without
+        if (not langs or row.lang in langs) and (not speakers or row.speaker in speakers) and row.speaker not in without
     )
     return islice(rows, 0, None, every)
 
@@ -52,9 +50,7 @@ def main(words: Sequence[str]) -> int:
     if given.every < 1:
         parser.error(f"--every {given.every}: at least 1")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = joined(
-        given.manifests, every=given.every, langs=given.lang, speakers=given.speaker, without=given.without
-    )
+    rows = joined(given.manifests, every=given.every, langs=given.lang, speakers=given.speaker, without=given.without)
     count = write_manifest(given.out, rows)
     print(f"{given.out}: {count} utterances", file=sys.stderr)
     return 0 if count else 1

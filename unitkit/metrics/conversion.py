@@ -69,13 +69,32 @@ def shared_profile(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.asarray([(means[0][u], means[1][u]) for u in both], np.float64).reshape(-1, 2)
 
 
-def usual_durations(units: Sequence[np.ndarray]) -> dict[int, float]:
-    """Mean log length of each unit's runs over a corpus of frame-level units."""
-    found: dict[int, list[float]] = {}
-    for one in units:
-        for unit, length in zip(*runs(one), strict=True):
-            found.setdefault(int(unit), []).append(float(np.log(length)))
-    return {unit: float(np.mean(lengths)) for unit, lengths in found.items()}
+def usual_durations(units: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Log lengths (n, 2) of each utterance's runs: those usual for their units in the other utterances, and their own.
+
+    The control of durations: what the unit alone tells.  Runs of units that no other utterance has are left out.
+    """
+    found = [runs(one) for one in units]
+    totals: dict[int, np.ndarray] = {}
+    own = [_totals(names, lengths) for names, lengths in found]
+    for one in own:
+        for unit, total in one.items():
+            totals[unit] = totals.get(unit, np.zeros(2)) + total
+    out = []
+    for (names, lengths), mine in zip(found, own, strict=True):
+        others = {unit: totals[unit] - total for unit, total in mine.items()}
+        rows = [
+            (others[int(u)][0] / others[int(u)][1], np.log(length))
+            for u, length in zip(names, lengths, strict=True)
+            if others[int(u)][1] > 0
+        ]
+        out.append(np.asarray(rows, np.float64).reshape(-1, 2))
+    return out
+
+
+def _totals(names: np.ndarray, lengths: np.ndarray) -> dict[int, np.ndarray]:
+    """Sum of log lengths, and how many there are, of each unit."""
+    return {int(u): np.array([np.log(lengths[names == u]).sum(), (names == u).sum()]) for u in np.unique(names)}
 
 
 def correlation(pairs: Sequence[np.ndarray], *, name: str) -> Measure:

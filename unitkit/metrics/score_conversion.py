@@ -243,21 +243,17 @@ def _rhythm(trial: Trial) -> dict[str, Three]:
     """Of units as spoken: tempo, durations beside the source's, and how long each unit lasts beside the reference's."""
     made, source, reference = trial.made_units, trial.units("source"), trial.units("reference")
     tempos = [[conversion.tempo(one, trial.rate_hz) for one in side] for side in (made, source, reference)]
+    each = {(u.audio, u.start): one for u, one in zip(trial.source, source, strict=True)}  # a source may come twice
     name = signature("tempo_moved", {"unit": "%", "share": "least-squares", "units": "as-spoken"})
-    usual = conversion.usual_durations(source)
 
     def beside(kind: str, pairs: Iterable[np.ndarray]) -> Outcome:
         which = signature(kind, {"r": "pearson", "of": "log-frames", "units": "as-spoken"})
         return _or_why(lambda: conversion.correlation(list(pairs), name=which))
 
-    def by_unit(one: np.ndarray) -> np.ndarray:
-        units, lengths = conversion.runs(one)
-        return np.stack([[usual[int(u)] for u in units], np.log(lengths)], axis=1)
-
     to_source = (
         beside("duration_source", map(conversion.shared_durations, made, source)),
         "the source is itself",
-        beside("duration_source", map(by_unit, source)),
+        beside("duration_source", conversion.usual_durations(list(each.values()))),
     )
     peers = _peers_units(trial, reference)
     to_reference = (

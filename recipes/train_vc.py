@@ -43,6 +43,7 @@ class DataConfig:
     heard_seconds: float = 4.0  # at most so much is heard for a vector
     copies: int = 2  # of each recording, shifted in pitch
     semitones: float = 6.0  # the furthest shift
+    formants: bool = False  # shifts move formants as well, as the paper's do; else a shifted voice keeps its colour
     other: float = 0.5  # share of examples whose voice is heard in another recording of the speaker; the paper: 0
     cache: str = "exp/features"  # where all that is computed of a recording once is kept
     workers: int = 0
@@ -155,9 +156,10 @@ class Voices(Dataset):
             def shifted(index: int, copy: int = copy) -> np.ndarray:
                 draw = np.random.default_rng([self.seed, copy, index])
                 semitones = draw.uniform(-self.config.semitones, self.config.semitones)
-                return hear(augment.pitch(self._wav(index), self.model.config.mel.sample_rate, semitones))
+                rate, formants = self.model.config.mel.sample_rate, self.config.formants
+                return hear(augment.pitch(self._wav(index), rate, semitones, formants=formants))
 
-            how = f"shifted {self.config.semitones} {self.seed} {copy} {len(self.corpus.rows)}"
+            how = f"shifted {self.config.semitones} {self.config.formants} {self.seed} {copy} {len(self.corpus.rows)}"
             found.append(self._kept(verb, shifted, settings, how))
         return found
 

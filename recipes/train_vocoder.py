@@ -212,7 +212,8 @@ class Validation:
         rows = [(dataset.corpus.rows[i], corpora.shuffled[i]) for i in chosen]
         cut = [(row, other, min(limit, len(row.units))) for row, other in rows]
         self.real = [data.collate([dataset.segment(row, 0, n)]) for row, _, n in cut]
-        self.control = [data.collate([dataset.segment(other, 0, n)]) for _, other, n in cut]
+        control = [data.collate([dataset.segment(other, 0, n)]) for _, other, n in cut]
+        self.control = [_shuffled_features(batch, seed=config.fit.seed) for batch in control]
         self.mel = LogMel(config.model.sample_rate)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -232,6 +233,14 @@ class Validation:
             durations += n * float(loss)
             frames += n
         return errors / frames, durations / frames
+
+
+def _shuffled_features(batch: data.Batch, *, seed: int) -> data.Batch:
+    """The batch with the frames of its features, if it has any, in random order."""
+    if batch.features is None:
+        return batch
+    order = torch.randperm(batch.features.shape[1], generator=torch.Generator().manual_seed(seed))
+    return replace(batch, features=batch.features[:, order])
 
 
 def _card(config: Config, model: VocoderConfig, metrics: Mapping[str, float]) -> str:

@@ -21,7 +21,7 @@ from unitkit.models.speaker import SpeakerConfig, SpeakerEncoder, SpeakerNet
 from unitkit.models.vocoder import UnitVocoder, VocoderConfig
 from unitkit.models.wave_cores import IstftConfig
 from unitkit.pipeline import Step, convert, describe
-from unitkit.tokenizer import Tokenizer, bundled_as
+from unitkit.tokenizer import BUNDLED, Tokenizer, bundled_as
 from unitkit.units import FingerprintError, read_header, read_units
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,6 +166,9 @@ def test_parts_that_do_not_belong_together_are_refused(
     with pytest.raises(ValueError, match="they do not belong together"):
         replace(converter, speaker=SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=7))))
     FrameModel(replace(model.config, tokenizer="0b0b0b0b0b0b", speaker_dim=0)).save(tmp_path / "strange" / "model")
+    if not (BUNDLED / "converter").exists():
+        with pytest.raises(ValueError, match="no converter comes with this unitkit: name the directory of one"):
+            VoiceConverter.load(device="cpu")
     with pytest.raises(ValueError, match="no vocoder there"):
         VoiceConverter.load(tmp_path / "strange" / "model")
     vocoder(model).save(tmp_path / "strange" / "vocoder")  # beside the model

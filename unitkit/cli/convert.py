@@ -21,10 +21,12 @@ def convert(
     reference: Annotated[
         str, typer.Argument(help="Whose voice, melody or rhythm: a file, or a manifest with the sources' ids.")
     ],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Converter directory.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl, units.jsonl and wavs; or one .wav.")
     ],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Converter directory; left out: the bundled one.")
+    ] = None,
     mode: Annotated[
         str,
         typer.Option(

@@ -18,7 +18,7 @@ from unitkit.models.storage import checksum
 from unitkit.pipeline.speak import Vocoder
 from unitkit.pipeline.work import Done, Log, Step, named, part, work
 from unitkit.recording import checked_wav, read_speech
-from unitkit.tokenizer import Tokenizer, bundled_as, pick_device
+from unitkit.tokenizer import BUNDLED, Tokenizer, bundled_as, pick_device
 from unitkit.units import FingerprintError, Units, UnitsHeader, check_fingerprint
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class VoiceConverter:
     @classmethod
     def load(
         cls,
-        directory: str | Path,
+        directory: str | Path | None = None,
         *,
         tokenizer: str | Path | None = None,
         vocoder: str | Path | None = None,
         device: str = "auto",
     ) -> "VoiceConverter":
-        """Load a model directory of `recipes/train_vc.py`.
+        """Load a model directory of `recipes/train_vc.py`; without one, the converter that is bundled.
 
         The vocoder is in its vocoder/, or in a vocoder/ beside it; the tokenizer in its tokenizer/ or beside it, or one
         of those that are bundled; or name their directories.
@@ -74,7 +74,9 @@ class VoiceConverter:
         from unitkit.models.frame import FrameModel
         from unitkit.models.speaker import SpeakerEncoder
 
-        folder, where = Path(directory), pick_device(device)
+        folder, where = Path(directory) if directory is not None else BUNDLED / "converter", pick_device(device)
+        if directory is None and not folder.is_dir():
+            raise ValueError("no converter comes with this unitkit: name the directory of one (--model)")
         model = FrameModel.load(folder, device=where)
         voice = _part(folder, "vocoder", vocoder)
         if voice is None:

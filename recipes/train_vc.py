@@ -29,8 +29,10 @@ from unitkit.models.speaker import SpeakerEncoder
 from unitkit.models.storage import checksum
 from unitkit.models.vocoder import n_parameters
 from unitkit.recording import read_speech
+from unitkit.tokenizer import pick_device
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
 
+Make = Callable[[np.ndarray], np.ndarray]  # a wav to what is kept of it
 DERIVED = ("tokenizer", "n_units", "rate_hz", "speaker_dim")
 
 
@@ -44,6 +46,7 @@ class DataConfig:
     copies: int = 2  # of each recording, shifted in pitch
     semitones: float = 6.0  # the furthest shift
     formants: bool = False  # shifts move formants as well, as the paper's do; else a shifted voice keeps its colour
+    voices: tuple[float, ...] = ()  # shifts in semitones, formants and all, that make other voices of the corpus
     other: float = 0.5  # share of examples whose voice is heard in another recording of the speaker; the paper: 0
     cache: str = "exp/features"  # where all that is computed of a recording once is kept
     workers: int = 0
@@ -96,6 +99,16 @@ class Example:
     shifted: np.ndarray
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Of every recording, or of every one shifted to another voice: what is computed of it once."""
+
+    spectra: Features  # (m, n_mels + 1): log-mels and the length of the spectrum
+    f0: Features  # (n,) Hz
+    heard: list[Features]  # as it is, then its copies shifted in pitch
+    voices: list[Features]  # likewise, what the voice's encoder hears, or the vectors of the one that is given
+
+
 class Voices(Dataset):
     """Segments of a corpus with what the encoders hear; item (epoch, i) is always the same one.
 
@@ -106,62 +119,62 @@ class Voices(Dataset):
         self, what: str, corpus: data.Corpus, model: FrameModel, speaker: SpeakerEncoder | None, *, config: Config
     ) -> None:
         self.what, self.config, self.seed, self.train = what, config.data, config.fit.seed, what == "train"
-        self.corpus, self.model = corpus, model
-        mel, tokenizer = model.config.mel, model.config.tokenizer
-        hearing = checksum(model.config.mel, model.hearing.state_dict())
-
-        def analyse(index: int) -> np.ndarray:
-            mels, lengths = audio.spectra(self._wav(index), mel)
-            return np.concatenate([mels, lengths[:, None]], axis=1)
-
-        def pitch(index: int) -> np.ndarray:
-            return audio.f0(self._wav(index), mel.sample_rate, hop_samples=model.config.unit_hop)
-
-        self.spectra = self._kept("spectra", analyse, {"mel": mel.fingerprint, "units": tokenizer})
-        self.f0 = self._kept("pitch", pitch, {"f0": model.config.unit_hop / mel.sample_rate, "units": tokenizer})
-        self.heard = self._copies("hear", lambda wav: model.hear(wav).cpu().numpy(), {"hearing": hearing})
-        self.voices = self.heard
-        if speaker is not None:
-            encoder: SpeakerEncoder = speaker
-            self.voices = self._copies(
-                "voices",
-                lambda wav: encoder(audio.resample(wav, mel.sample_rate, encoder.sample_rate)),
-                {"speaker": encoder.checksum()},
-            )
-        self.given = speaker is not None
+        self.corpus, self.model, self.speaker = corpus, model, speaker
+        self.hearing = checksum(model.config.mel, model.hearing.state_dict())
+        shifts = (0.0, *config.data.voices) if self.train else (0.0,)
+        self.kept = [self._keep(shift) for shift in shifts]
         size = round(config.data.segment_seconds * model.config.rate_hz) if self.train else 0
         lengths = [len(row.units) for row in corpus.rows]
         self.size = size or max(lengths)
-        self.items = np.repeat(np.arange(len(lengths)), [max(1, round(n / self.size)) for n in lengths])
+        once = np.repeat(np.arange(len(lengths)), [max(1, round(n / self.size)) for n in lengths])
+        self.items, self.shifts = np.tile(once, len(shifts)), np.repeat(np.arange(len(shifts)), len(once))
         self.lengths = [min(lengths[i], self.size) for i in self.items]
         self.same: dict[str | None, list[int]] = {}
         for index, row in enumerate(corpus.rows):
             self.same.setdefault(row.utterance.speaker, []).append(index)
 
-    def _wav(self, index: int) -> np.ndarray:
-        row = self.corpus.rows[index]
-        wav = read_speech(row.utterance, self.model.config.mel.sample_rate)
-        return self.model.config.fitted(wav, len(row.units), name=row.utterance.id)
+    def _keep(self, shift: float) -> Kept:
+        model, speaker, mel = self.model, self.speaker, self.model.config.mel
+        units, hop = model.config.tokenizer, model.config.unit_hop
 
-    def _kept(self, verb: str, make: Callable[[int], np.ndarray], settings: dict[str, Any], how: str = "") -> Features:
-        rows = [row.utterance for row in self.corpus.rows]
+        def analyse(wav: np.ndarray) -> np.ndarray:
+            mels, lengths = audio.spectra(wav, mel)
+            return np.concatenate([mels, lengths[:, None]], axis=1)
+
+        spectra = self._made("spectra", analyse, {"mel": mel.fingerprint, "units": units}, shift)
+        f0 = self._made(
+            "pitch", lambda wav: audio.f0(wav, mel.sample_rate, hop_samples=hop), {"f0": hop, "units": units}, shift
+        )
+        heard = self._copies("hear", lambda wav: model.hear(wav).cpu().numpy(), {"hearing": self.hearing}, shift)
+        if speaker is None:
+            return Kept(spectra, f0, heard, heard)
+        settings = {"speaker": speaker.checksum(), "rate": mel.sample_rate}
+        voices = self._copies(
+            "voices", lambda wav: speaker(audio.resample(wav, mel.sample_rate, speaker.sample_rate)), settings, shift
+        )
+        return Kept(spectra, f0, heard, voices)
+
+    def _copies(self, verb: str, hear: Make, settings: dict[str, Any], shift: float) -> list[Features]:
+        copies = range(1 + self.config.copies * self.train)
+        return [self._made(verb, hear, settings, shift, copy=copy) for copy in copies]
+
+    def _made(self, verb: str, make: Make, settings: dict[str, Any], shift: float, *, copy: int = 0) -> Features:
+        """Of each recording as it is (copy 0), or of a copy whose pitch is shifted by a draw of its own."""
+        c, rate, rows = self.config, self.model.config.mel.sample_rate, [row.utterance for row in self.corpus.rows]
+
+        def of(index: int) -> np.ndarray:
+            wav = read_speech(rows[index], rate)
+            if shift:
+                wav = augment.pitch(wav, rate, shift)
+            if copy:
+                semitones = np.random.default_rng([self.seed, copy, index]).uniform(-c.semitones, c.semitones)
+                wav = augment.pitch(wav, rate, semitones, formants=c.formants)
+            return make(self.model.config.fitted(wav, len(self.corpus.rows[index].units), name=rows[index].id))
+
+        how = f"shifted {c.semitones} {c.formants} {self.seed} {copy} {len(rows)}" if copy else ""
+        how = f"{how} voice {shift}" if shift else how
         with progress(f"{self.what}: {verb}", sum(row.duration or 0.0 for row in rows), "s") as advance:
-            return arrays_of(rows, make, self.config.cache, settings=settings, how=how, advance=advance)
-
-    def _copies(self, verb: str, hear: Callable[[np.ndarray], np.ndarray], settings: dict[str, Any]) -> list[Features]:
-        """Of the recordings, and in training of their shifted copies."""
-        found = [self._kept(verb, lambda index: hear(self._wav(index)), settings)]
-        for copy in range(1, 1 + self.config.copies * self.train):
-
-            def shifted(index: int, copy: int = copy) -> np.ndarray:
-                draw = np.random.default_rng([self.seed, copy, index])
-                semitones = draw.uniform(-self.config.semitones, self.config.semitones)
-                rate, formants = self.model.config.mel.sample_rate, self.config.formants
-                return hear(augment.pitch(self._wav(index), rate, semitones, formants=formants))
-
-            how = f"shifted {self.config.semitones} {self.config.formants} {self.seed} {copy} {len(self.corpus.rows)}"
-            found.append(self._kept(verb, shifted, settings, how))
-        return found
+            return arrays_of(rows, of, c.cache, settings=settings, how=how, advance=advance)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -169,18 +182,17 @@ class Voices(Dataset):
     def __getitem__(self, key: data.Key) -> Example:
         epoch, item = key
         index, draw = int(self.items[item]), np.random.default_rng([self.seed, epoch, item])
-        units, c = self.corpus.rows[index].units, self.model.config
+        kept, units, c = self.kept[self.shifts[item]], self.corpus.rows[index].units, self.model.config
         length = min(len(units), self.size)
         start = int(draw.integers(len(units) - length + 1))
         first, m = c.mel_frames(start), c.mel_frames(length)
-        found = self.spectra[index].astype(np.float32)
-        contours = self.model.contours(self.f0[index].astype(np.float32), found[:, -1])
-        copies = self.heard[1:] or self.heard
+        found = kept.spectra[index].astype(np.float32)
+        contours = self.model.contours(kept.f0[index].astype(np.float32), found[:, -1])
         voice = index
         if self.train and draw.random() < self.config.other:
             others = self.same[self.corpus.rows[index].utterance.speaker]
             voice = others[int(draw.integers(len(others)))]
-        shifted = (self.voices[1:] or self.voices)[int(draw.integers(len(copies)))]
+        copies, voices = kept.heard[1:] or kept.heard, kept.voices[1:] or kept.voices
         return Example(
             units=units[start : start + length].astype(np.int64),
             cut=(start > 0, start + length < len(units)),
@@ -189,8 +201,8 @@ class Voices(Dataset):
             energy=contours.energy.numpy()[first : first + m],
             mel=found[first : first + m, :-1],
             heard=self._window(copies[int(draw.integers(len(copies)))][index], draw),
-            voice=self._window(self.voices[0][voice], draw),
-            shifted=self._window(shifted[voice], draw),
+            voice=self._window(kept.voices[0][voice], draw),
+            shifted=self._window(voices[int(draw.integers(len(voices)))][voice], draw),
         )
 
     def _window(self, heard: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -327,7 +339,8 @@ def build(config: Config) -> tuple[FrameModel, SpeakerEncoder | None, Voices, Vo
     for what, corpus in (("train", train), ("dev", dev)):
         if corpus.missing:
             print(f"{what}: {len(corpus.missing)} without units left out: {corpus.missing[:10]}", file=sys.stderr)
-    speaker = SpeakerEncoder.load(config.speaker) if config.speaker else None
+    device = pick_device(config.fit.device)
+    speaker = SpeakerEncoder.load(config.speaker, device=device) if config.speaker else None
     settings = replace(
         PAPER if config.size == "paper" else config.model,
         tokenizer=h.tokenizer,
@@ -335,7 +348,7 @@ def build(config: Config) -> tuple[FrameModel, SpeakerEncoder | None, Voices, Vo
         rate_hz=h.rate_hz,
         speaker_dim=speaker.dim if speaker is not None else 0,
     )
-    model = FrameModel(settings)
+    model = FrameModel(settings).to(device)
     if config.wav2vec2:
         from unitkit.encoders import load_encoder
 

@@ -8,7 +8,7 @@
 source "$(dirname "$0")/../../../tools/stages.sh"
 variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= data=../voices/data exp=exp/mini \
     tokenizer=mini features= layer= units=200 conf=small encoder=own unseen= mel= pairs=60 sets="seen unseen" \
-    modes="copy rhythm pitch-energy prosody speaker exact-speaker all" quality=dnsmos recognizer=auto -- "$@"
+    modes="copy rhythm pitch-energy prosody speaker exact-speaker all" metrics=all quality=dnsmos recognizer=auto -- "$@"
 cd "$home" # paths are relative to the recipe's own folder
 [[ ! $features || $tokenizer != mini ]] || tokenizer=$exp/tokenizer
 own=$exp/speaker d=$exp/data; [[ $encoder == own ]] || own=
@@ -40,7 +40,7 @@ convert() { for t in $sets; do recipe conversions "$exp/$t" --sources "$d/source
         skipping unitkit convert "$exp/$t/source.jsonl" "$exp/$t/reference.jsonl" -m "$exp/converter" --tokenizer "$tokenizer" \
             -o "$exp/$t/synth/$m" --mode "${m#exact-}" "${exact[@]}"; done; done; }
 score() { for t in $sets; do unitkit score conversions "${ways[@]/#/$exp/$t/synth/}" --source-units "$exp/$t/units/test.jsonl" \
-        --reference-units "$exp/$t/units/reference.jsonl" --recognizer "$recognizer" --split "$t" -o "$exp/$t/scores.jsonl"
+        --reference-units "$exp/$t/units/reference.jsonl" --metrics "$metrics" --recognizer "$recognizer" --split "$t" -o "$exp/$t/scores.jsonl"
     [[ ! $quality ]] || unitkit score "${ways[@]/#/$exp/$t/synth/}" --reference "$exp/$t/source.jsonl" --metrics "$quality" --split "$t" -o "$exp/$t/scores.jsonl"; done; }
 report() { for t in $sets; do recipe join "$exp/$t/synth/reference/manifest.jsonl" "$exp/$t/reference.jsonl"
     unitkit report "$exp/$t" --reference "$exp/$t/source.jsonl" -o "$exp/$t/report.html" --title "Conversion into voices ${t/seen/heard in training}"; done; }

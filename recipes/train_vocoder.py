@@ -42,6 +42,7 @@ class DataConfig:
     cache_mb: int = 2048  # audio kept in memory
     dev_utterances: int = 32  # validated on, evenly spread over the dev set; 0 = all
     dev_seconds: float = 8.0  # at most this much of each
+    names: bool = True  # tell speakers and languages apart by name; false: what is spoken says all, as mels do
     features_train: str = ""  # folders of soft units (unitkit.soft), instead of ids
     features_dev: str = ""
 
@@ -126,8 +127,8 @@ def _complete(config: Config, train: data.Corpus, cache: data.AudioCache) -> tup
         rate_hz=header.rate_hz,
         n_units=header.n_units,
         codebooks=header.codebooks,
-        speakers=train.speakers,
-        langs=train.langs,
+        speakers=train.speakers if config.data.names else (),
+        langs=train.langs if config.data.names else (),
         features_dim=soft.dim if soft else 0,
     )
     if not (model.f0 or model.energy):
@@ -217,7 +218,8 @@ class Validation:
         rows = [(dataset.corpus.rows[i], corpora.shuffled[i]) for i in chosen]
         cut = [(row, other, min(limit, len(row.units))) for row, other in rows]
         self.real = [data.collate([dataset.segment(row, 0, n)]) for row, _, n in cut]
-        self.control = [data.collate([dataset.segment(other, 0, n)]) for _, other, n in cut]
+        control = [data.collate([dataset.segment(other, 0, n)]) for _, other, n in cut]
+        self.control = [_shuffled_features(batch, seed=config.fit.seed) for batch in control]
         self.mel = LogMel(config.model.sample_rate)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -237,6 +239,14 @@ class Validation:
             durations += n * float(loss)
             frames += n
         return errors / frames, durations / frames
+
+
+def _shuffled_features(batch: data.Batch, *, seed: int) -> data.Batch:
+    """The batch with the frames of its features, if it has any, in random order."""
+    if batch.features is None:
+        return batch
+    order = torch.randperm(batch.features.shape[1], generator=torch.Generator().manual_seed(seed))
+    return replace(batch, features=batch.features[:, order])
 
 
 def _card(config: Config, model: VocoderConfig, metrics: Mapping[str, float]) -> str:

@@ -270,6 +270,33 @@ def test_mel_filters_match_librosa_convention() -> None:
         audio.mel_filters(16000, n_fft=400, n_mels=80, fmax=9000)
 
 
+@pytest.mark.parametrize(("hop", "samples"), [(200, 5000), (256, 5119), (200, 199)])
+def test_spectra_are_centred_on_their_hops(hop: int, samples: int) -> None:
+    mel = audio.Mel(hop=hop, n_mels=24)
+    wav = np.random.default_rng(0).standard_normal(samples).astype(np.float32) * 0.1
+    mels, lengths = audio.spectra(wav, mel)
+    assert mels.shape == (samples // hop, 24) and lengths.shape == (samples // hop,)
+    window, padded = np.hanning(1025)[:-1], np.pad(wav, (1024, 2048))
+    filters = audio.mel_filters(16000, n_fft=1024, n_mels=24)
+    for k in range(len(mels)):  # one frame after the other, cut around its centre
+        middle = 1024 + k * hop + hop // 2
+        spectrum = np.abs(np.fft.rfft(padded[middle - 512 : middle + 512] * window))
+        assert np.allclose(mels[k], np.log(np.maximum(filters @ spectrum, 1e-5)), atol=1e-3)
+        assert lengths[k] == pytest.approx(np.sqrt(np.sum(spectrum**2)), rel=1e-4)
+    again = audio.spectra(wav, mel, block=3)
+    assert np.allclose(again[0], mels, atol=1e-5) and np.allclose(again[1], lengths, rtol=1e-5)
+
+
+def test_mels_have_names() -> None:
+    names = {audio.Mel(**{field: value}).fingerprint for field, value in
+             (("hop", 200), ("hop", 160), ("n_mels", 40), ("n_fft", 512), ("sample_rate", 22050))}  # fmt: skip
+    assert len(names) == 5 and all(len(name) == 12 for name in names) and audio.Mel().fingerprint in names
+    assert audio.Mel(hop=256, sample_rate=22050).rate_hz == pytest.approx(86.13, abs=0.01)
+    for hop in (0, 1025, 201):
+        with pytest.raises(ValueError, match=f"mel.hop={hop}: frames of n_fft=1024 samples are centred on hops"):
+            audio.Mel(hop=hop)
+
+
 def test_energy_and_f0_share_frames() -> None:
     wav = np.concatenate([np.zeros(8000, np.float32), voiced(150, 16000)])
     power = audio.energy(wav, hop_samples=320)

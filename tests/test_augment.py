@@ -105,6 +105,30 @@ def test_pitch_leaves_sounds_in_their_place(semitones: float) -> None:
     assert abs(loud[0] - 12000) <= 0.011 * RATE and abs(loud[-1] - 18000) <= 0.011 * RATE
 
 
+@pytest.mark.parametrize("semitones", [-5.0, 4.0])
+def test_pitch_may_leave_formants_where_they_were(semitones: float) -> None:
+    """A voice with one strong formant at 1500 Hz: F0 moves either way, the formant only with it if asked to."""
+    times, f0, factor = np.arange(RATE) / RATE, 120.0, 2 ** (semitones / 12)
+    harmonics = [k * f0 for k in range(1, 40)]
+    wav = sum(np.exp(-(((hz - 1500) / 250) ** 2)) * np.sin(2 * np.pi * hz * times) for hz in harmonics) * 0.1
+    wav = (wav + 0.02 * sum(np.sin(2 * np.pi * hz * times) for hz in harmonics)).astype(np.float32)
+
+    def formant(some: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(some * np.hanning(len(some)))) ** 2
+        hertz = np.fft.rfftfreq(len(some), 1 / RATE)
+        near = (hertz > 600) & (hertz < 2600)
+        return float((power * hertz)[near].sum() / power[near].sum())
+
+    both, only = (pitch(wav, RATE, semitones, formants=flag) for flag in (True, False))
+    assert len(only) == len(wav) and formant(wav) == pytest.approx(1500, rel=0.03)
+    assert formant(both) == pytest.approx(1500 * factor, rel=0.08)
+    assert formant(only) == pytest.approx(1500, rel=0.06)
+    for moved in (both, only):
+        assert measured_f0(moved) == pytest.approx(f0 * factor, rel=0.01)
+    assert power(only) == pytest.approx(power(wav), rel=0.3)
+    assert len(pitch(wav[:0], RATE, 2.0, formants=False)) == 0
+
+
 @pytest.mark.parametrize("rt60", [0.15, 0.3, 0.8])
 def test_reverb_decays_by_60_db_in_rt60(rt60: float) -> None:
     """Schroeder's backward integral of the response, its slope from -5 to -25 dB."""

@@ -141,7 +141,7 @@ def test_doctor_finds_nothing_broken() -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    verbs = ("fit", "encode", "merge", "verify", "vocode", "translate", "score", "info", "export", "import")
+    verbs = ("fit", "encode", "merge", "verify", "vocode", "translate", "convert", "score", "info", "export", "import")
     for verb in (*verbs, "import-kmeans"):
         done = unitkit(verb, "--help")
         assert done.returncode == 0

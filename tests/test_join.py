@@ -22,7 +22,7 @@ def manifests(folder: Path) -> list[str]:
     for name, langs in (("a", "en es en"), ("b", "fr en")):
         (folder / name).mkdir()
         rows = [
-            Utterance(f"{name}{i}", str(folder / name / f"{i}.wav"), duration=1.0 + i, lang=lang)
+            Utterance(f"{name}{i}", str(folder / name / f"{i}.wav"), duration=1.0 + i, lang=lang, speaker=f"p{i}")
             for i, lang in enumerate(langs.split())
         ]
         write_manifest(folder / name / "m.jsonl", rows)
@@ -36,6 +36,9 @@ def manifests(folder: Path) -> list[str]:
         (["--every", "2"], "a0 a2 b1"),
         (["--lang", "en"], "a0 a2 b1"),
         (["--lang", "en", "--lang", "fr", "--every", "3"], "a0 b1"),
+        (["--speaker=p1"], "a1 b1"),
+        (["--speaker", "p0", "--speaker", "p2", "--lang", "en"], "a0 a2"),
+        (["--without=p0", "--without=p2"], "a1 b1"),
     ],
 )
 def test_rows_in_order_from_another_folder(join, tmp_path, more, ids):

@@ -24,6 +24,7 @@ PUBLIC = {
     "Utterance",
     "Vocab",
     "Vocoder",
+    "VoiceConverter",
     "bitrate",
     "read_manifest",
     "read_units",

@@ -56,6 +56,7 @@ def test_the_python_blocks_run_in_order(tmp_path: Path, env: dict[str, str]) -> 
     _train(tmp_path, env, ["model.istft.dim=16", "model.istft.blocks=1", *steps])
     _train_translator(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "model.hidden=16", *steps])
     _train_recogniser(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "text.kind=char", *steps])
+    _make_converter(tmp_path)
     python = "".join(block for kind, block in BLOCKS if kind == "python")
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, check=True)
 
@@ -85,3 +86,20 @@ def _train_recogniser(folder: Path, env: dict[str, str], settings: list[str]) ->
     files = [f"{split}_{name}={path}" for split in ("train", "dev") for name, path in named.items()]
     recipe = [sys.executable, str(ROOT / "recipes" / "train_asr.py"), "out=exp/asr", *files, *settings]
     subprocess.run(recipe, cwd=folder, env=env, check=True)
+
+
+def _make_converter(folder: Path) -> None:
+    """An untrained one; training is tests/test_train_vc.py's business."""
+    from unitkit.models.frame import FrameConfig, FrameModel
+    from unitkit.models.vocoder import UnitVocoder, VocoderConfig
+    from unitkit.models.wave_cores import IstftConfig
+    from unitkit.tokenizer import Tokenizer
+
+    tok = Tokenizer.load(device="cpu")
+    model = FrameModel(FrameConfig(tokenizer=tok.fingerprint, n_units=tok.n_units, dim=16, layers=1))
+    model.save(folder / "exp" / "converter")
+    mel = model.config.mel
+    voice = VocoderConfig(
+        mel.fingerprint, mel.rate_hz, 1, features_dim=mel.n_mels, istft=IstftConfig(dim=16, blocks=1, hidden=16)
+    )
+    UnitVocoder(voice).save(folder / "exp" / "converter" / "vocoder")

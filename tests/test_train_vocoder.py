@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from recipe_files import recipe as load_recipe
 from safetensors.torch import load_file
 
 from unitkit import audio
@@ -96,6 +97,24 @@ def test_it_learns_and_beats_shuffled_units(corpus, tmp_path, core, steps, falls
     assert len(model.generate([one], speaker="allison")[0]) == one.n_frames * 320
     card = (tmp_path / "card.md").read_text()
     assert HEADER.tokenizer in card and corpus["train_manifest"] in card and f"mel: {dev['mel']:.4g}" in card
+
+
+def test_mels_are_spoken_whoever_speaks(corpus, tmp_path):
+    """Features instead of units: they learn, the control's are in random order, and no name is asked for."""
+    words = {k: v for k, v in corpus.items() if k.endswith("manifest")}
+    for split in ("train", "dev"):
+        mels = tmp_path / split
+        assert load_recipe("mels").main([corpus[f"{split}_manifest"], "-o", str(mels), "--n-mels", "32"]) == 0
+        words |= {f"{split}_units": str(mels / "units.jsonl"), f"data.features_{split}": str(mels)}
+    more = [*CORES["istft"], "data.names=false", "fit.max_steps=80", "fit.validate_every=1000"]
+    assert recipe().main(settings(words, tmp_path / "out", *more)) == 0
+    dev = [json.loads(row) for row in (tmp_path / "out" / "metrics.jsonl").open()][-1]
+    assert dev["mel"] < 0.8 * dev["mel_shuffled"]
+    model = UnitVocoder.load(tmp_path / "out")
+    assert (model.config.speakers, model.config.langs, model.config.features_dim) == ((), (), 32)
+    assert (model.config.tokenizer, model.config.rate_hz) == (audio.Mel(n_mels=32).fingerprint, 80.0)
+    (wav,) = model.generate([np.load(next((tmp_path / "dev").rglob("*.npy"))).astype(np.float32)])
+    assert len(wav) % 200 == 0
 
 
 def test_judged_training_resumes_bit_equal(corpus, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from unitkit.pipeline import SoftTokenizer as SoftTokenizer
 from unitkit.pipeline import Translation as Translation
 from unitkit.pipeline import Translator as Translator
 from unitkit.pipeline import Vocoder as Vocoder
+from unitkit.pipeline import VoiceConverter as VoiceConverter
 from unitkit.segments import segment as segment
 from unitkit.soft import SoftUnits as SoftUnits
 from unitkit.tokenizer import Tokenizer as Tokenizer

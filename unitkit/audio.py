@@ -1,5 +1,6 @@
 """Audio in and out as mono float32 in -1..1, plus the few signal measures shared by features, vocoders and scores."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,6 +170,57 @@ def energy(wav: np.ndarray, *, hop_samples: int) -> np.ndarray:
     n_frames = len(wav) // hop_samples
     frames = np.asarray(wav[: n_frames * hop_samples], dtype=np.float64).reshape(n_frames, hop_samples)
     return np.sqrt(np.mean(frames**2, axis=1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Mel:
+    """How log-mel spectra are made; `fingerprint` names it, so that a model and the vocoder it speaks through agree."""
+
+    sample_rate: int = 16000
+    hop: int = 200  # samples between frames
+    n_mels: int = 80
+    n_fft: int = 1024
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hop <= self.n_fft or (self.n_fft - self.hop) % 2:
+            raise ValueError(
+                f"mel.hop={self.hop}: frames of n_fft={self.n_fft} samples are centred on hops, so the hop is at most "
+                "that long and differs from it by an even number"
+            )
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of all that changes the frames."""
+        text = f"log-mel {self.sample_rate} {self.hop} {self.n_mels} {self.n_fft} hann slaney ln floor 1e-5"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def spectra(wav: np.ndarray, mel: Mel, *, block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """Natural log of mel magnitudes (len(wav) // hop, n_mels), and the length (frames,) of each frame's spectrum.
+
+    Frame k is centred on sample (k + .5) hop, as in `f0` and `energy`; beyond the ends there is silence.
+    """
+    n_frames, side = len(wav) // mel.hop, (mel.n_fft - mel.hop) // 2
+    window = np.hanning(mel.n_fft + 1)[:-1].astype(np.float32)
+    filters = _mel_filters(mel)
+    padded = np.pad(np.asarray(wav, np.float32), (side, mel.n_fft))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, mel.n_fft)[:: mel.hop][:n_frames]
+    mels, lengths = np.empty((n_frames, mel.n_mels), np.float32), np.empty(n_frames, np.float32)
+    for start in range(0, n_frames, block):
+        magnitude = np.abs(np.fft.rfft(frames[start : start + block] * window, axis=1)).astype(np.float32)
+        mels[start : start + block] = np.log(np.maximum(magnitude @ filters.T, 1e-5))
+        lengths[start : start + block] = np.linalg.norm(magnitude, axis=1)
+    return mels, lengths
+
+
+@lru_cache(maxsize=4)
+def _mel_filters(mel: Mel) -> np.ndarray:
+    return mel_filters(mel.sample_rate, n_fft=mel.n_fft, n_mels=mel.n_mels)
 
 
 def _soundfile() -> Any:

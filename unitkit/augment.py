@@ -81,10 +81,41 @@ def speed(wav: np.ndarray, factor: float) -> np.ndarray:
     return _fit(soxr.resample(np.asarray(wav, np.float32), factor, 1.0, quality="HQ"), round(len(wav) / factor))
 
 
-def pitch(wav: np.ndarray, rate: int, semitones: float) -> np.ndarray:
-    """F0 and formants times 2 ** (semitones / 12), the same number of samples: stretched in time, then speeded."""
+def pitch(wav: np.ndarray, rate: int, semitones: float, *, formants: bool = True) -> np.ndarray:
+    """F0 and formants times 2 ** (semitones / 12), the same number of samples: stretched in time, then speeded.
+
+    Without `formants` these stay where they were, and only F0 moves.
+    """
     ratio = 2 ** (semitones / 12)
-    return _fit(speed(stretch(wav, rate, ratio), ratio), len(wav))
+    moved = _fit(speed(stretch(wav, rate, ratio), ratio), len(wav))
+    return moved if formants or not len(wav) else _shaped(moved, np.asarray(wav, np.float32), rate)
+
+
+def _shaped(wav: np.ndarray, like: np.ndarray, rate: int) -> np.ndarray:
+    """The wav with the spectral envelope, 32 ms by 32 ms, and the level of another of the same length."""
+    size = 4 * round(0.008 * rate)
+    hop, window = size // 4, np.hanning(size + 1)[:-1].astype(np.float32)
+    both = [np.pad(one, (size - hop, 2 * size)) for one in (wav, like)]
+    frames = [np.lib.stride_tricks.sliding_window_view(one, size)[::hop] * window for one in both]
+    ours, theirs = (np.fft.rfft(one, axis=1) for one in frames)
+    gain = np.exp(np.clip(_envelope(theirs, rate) - _envelope(ours, rate), -4, 4))
+    made = np.fft.irfft(ours * gain, size, axis=1) * window
+    out, weight = np.zeros(len(made) * hop + size), np.zeros(len(made) * hop + size)
+    for quarter in range(4):  # every fourth frame: these do not overlap
+        some = made[quarter::4]
+        place = slice(quarter * hop, quarter * hop + some.size)
+        out[place] += some.ravel()
+        weight[place] += np.tile(window**2, len(some))
+    shaped = (out / np.maximum(weight, 1e-3))[size - hop : size - hop + len(wav)]
+    level = _rms(shaped)  # valleys between harmonics pull at the envelope's level
+    return (shaped * (_rms(like) / level if level > QUIET else 1.0)).astype(np.float32)
+
+
+def _envelope(spectrum: np.ndarray, rate: int) -> np.ndarray:
+    """Log magnitudes (frames, bins), smooth: their cepstra below 2 ms, where no voice has its period."""
+    cepstra = np.fft.irfft(np.log(np.abs(spectrum) + 1e-5), axis=1)
+    cepstra[:, round(0.002 * rate) : -round(0.002 * rate)] = 0
+    return np.fft.rfft(cepstra, axis=1).real
 
 
 def stretch(wav: np.ndarray, rate: int, factor: float) -> np.ndarray:

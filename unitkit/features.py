@@ -42,28 +42,46 @@ def features_of(
     seed: int = 0,
     advance: Callable[[float], None] | None = None,
 ) -> Features:
-    """Features of utterances in their order, from `folder` where they have been computed before.
+    """Features of utterances in their order, kept as `arrays_of` does.
 
-    With `changes` every recording is changed first (speed, noise, …), a seed and a corpus always giving the same.  A
-    recording that cannot be heard is an error that names it; what was computed before it stays.  Features older than
-    their recording are computed again.  `advance` is told of
-    each one's seconds.
+    With `changes` every recording is changed first (speed, noise, …), a seed and a corpus always giving the same.
     """
-    heard = _digest(listener.settings())[:12]
+
+    def hear(index: int) -> np.ndarray:
+        utterance = utterances[index]
+        wav = read_speech(utterance, listener.sample_rate)
+        if changes is not None:
+            wav = _changed(wav, listener.sample_rate, (seed, index), changes=changes, utterances=utterances)
+        if len(wav) < listener.min_samples:
+            raise FeaturesError(f"{utterance.id}: {utterance.audio} is too short for a frame of features")
+        return listener(wav).cpu().numpy()
+
     how = _digest([astuple(changes), seed, [u.id for u in utterances]]) if changes else ""
-    paths = [
-        Path(folder) / heard / f"{_digest([u.id, u.audio, u.start, u.duration, how])[:24]}.npy" for u in utterances
-    ]
-    (Path(folder) / heard).mkdir(parents=True, exist_ok=True)
+    return arrays_of(utterances, hear, folder, settings=listener.settings(), how=how, advance=advance)
+
+
+def arrays_of(
+    utterances: Sequence[Utterance],
+    make: Callable[[int], np.ndarray],
+    folder: str | os.PathLike[str],
+    *,
+    settings: object,
+    how: str = "",
+    advance: Callable[[float], None] | None = None,
+) -> Features:
+    """`make(index)` (frames, ...) of each utterance in order, from `folder` where it has been made before.
+
+    `settings` and `how` say all that changes an array.  A recording that cannot be used is an error that names it; what
+    was computed before it stays.  Arrays older than their recording are computed again.  `advance` is told of each
+    one's seconds.
+    """
+    home = Path(folder) / _digest(settings)[:12]
+    paths = [home / f"{_digest([u.id, u.audio, u.start, u.duration, how])[:24]}.npy" for u in utterances]
+    home.mkdir(parents=True, exist_ok=True)
     for index, (utterance, path) in enumerate(zip(utterances, paths, strict=True)):
         if not path.exists() or os.path.getmtime(path) < os.path.getmtime(utterance.audio):
-            wav = read_speech(utterance, listener.sample_rate)
-            if changes is not None:
-                wav = _changed(wav, listener.sample_rate, (seed, index), changes=changes, utterances=utterances)
-            if len(wav) < listener.min_samples:
-                raise FeaturesError(f"{utterance.id}: {utterance.audio} is too short for a frame of features")
             scratch = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-            np.save(scratch, listener(wav).cpu().numpy().astype(np.float16))
+            np.save(scratch, make(index).astype(np.float16))
             os.replace(scratch, path)
         if advance:
             advance(utterance.duration or 0.0)

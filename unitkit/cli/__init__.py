@@ -5,12 +5,13 @@ import traceback
 
 from rich.markup import escape
 
-from unitkit.cli import checkpoints, encode, formats, info, score, speech, transcribe, translate, verify
+from unitkit.cli import checkpoints, convert, encode, formats, info, score, speech, transcribe, translate, verify
 from unitkit.cli.show import app, errors
 
 __all__ = [
     "app",
     "checkpoints",
+    "convert",
     "encode",
     "formats",
     "info",

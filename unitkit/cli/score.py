@@ -1,4 +1,4 @@
-"""The verb score: syntheses against their originals, unit files against phones, and sweeps over tokenizers."""
+"""The verb score: syntheses against originals, conversions, unit files against phones, and sweeps over tokenizers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +32,7 @@ class _Score(TyperGroup):
 
 scores = typer.Typer(
     cls=_Score,
-    help="Score syntheses; `score units` scores unit files, `score sweep` encoders, layers and numbers of units.",
+    help="Score syntheses; `score conversions` conversions, `score units` unit files, `score sweep` series of them.",
 )
 app.add_typer(scores, name="score")
 
@@ -96,6 +96,46 @@ def syntheses(
         lang=lang,
         split=split,
         min_words=min_words,
+        out=out,
+        note=_say,
+    )
+    console.print(table(rows))
+
+
+@scores.command()
+def conversions(
+    systems: Annotated[list[Path], typer.Argument(help="Directories made by `unitkit convert`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Scores, one JSON line each; rows are replaced by name.")],
+    source_units: Annotated[Path | None, typer.Option(help="Units of the sources, by the ids of the pairs.")] = None,
+    reference_units: Annotated[Path | None, typer.Option(help="Units of the references, by the same ids.")] = None,
+    metrics: Annotated[str, typer.Option(help="Comma-separated; all = every one.")] = "all",
+    recognizer: Annotated[
+        str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")
+    ] = "auto",
+    lang: Annotated[str, typer.Option(help="Language of rows that name none.")] = "en",
+    split: Annotated[str, typer.Option(help="Name of the split in the score rows.")] = "test",
+) -> None:
+    """Score conversions: what moved towards the reference, and what stayed with the source.
+
+    The column original has the same of the sources as they were, control of the references or other recordings of
+    their speakers. Tempo and durations need the units of both.
+
+    Examples:
+
+      unitkit score conversions exp/speaker exp/rhythm --source-units pairs/source.units.jsonl
+      --reference-units pairs/reference.units.jsonl -o exp/scores.jsonl
+    """
+    from unitkit.metrics.rows import table
+    from unitkit.metrics.score_conversion import score_conversions
+
+    rows = score_conversions(
+        systems,
+        source_units=source_units,
+        reference_units=reference_units,
+        metrics=metrics,
+        recognizer=recognizer,
+        lang=lang,
+        split=split,
         out=out,
         note=_say,
     )

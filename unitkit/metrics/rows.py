@@ -65,9 +65,25 @@ TRANSLATION_METRICS = {
 }
 
 
+# Scores of conversions between their sources and references (`unitkit score conversions`).
+CONVERSION_METRICS = {
+    "wer": METRICS["wer"],
+    "cer": METRICS["cer"],
+    "speaker_target": Kind("speaker to reference", 3),
+    "speaker_source": Kind("speaker to source", 3),
+    "f0_mean": Kind("F0 mean off, semitones ↓", 2),
+    "f0_mean_moved": Kind("F0 mean moved %", 0),
+    "f0_span": Kind("F0 span off, semitones ↓", 2),
+    "f0_span_moved": Kind("F0 span moved %", 0),
+    "tempo_moved": Kind("tempo moved %", 0),
+    "duration_source": Kind("durations, r to source", 2),
+    "duration_reference": Kind("durations, r to reference", 2),
+}
+
+
 def kind(metric: str) -> Kind:
     """How a metric is shown; one that is not known keeps its name."""
-    return (METRICS | UNIT_METRICS | TRANSLATION_METRICS).get(metric, Kind(metric, 3))
+    return (METRICS | UNIT_METRICS | TRANSLATION_METRICS | CONVERSION_METRICS).get(metric, Kind(metric, 3))
 
 
 class ScoreError(ValueError):

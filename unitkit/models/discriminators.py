@@ -239,3 +239,21 @@ class SpectralLoss(nn.Module):
         r, f = magnitudes(real, size, window), magnitudes(fake, size, window)
         convergence = torch.linalg.norm(r - f) / torch.linalg.norm(r).clamp(min=1e-6)
         return convergence + (torch.log(r.clamp(min=1e-5)) - torch.log(f.clamp(min=1e-5))).abs().mean()
+
+
+class MelJudge(nn.Module):
+    """Says of every frame of a mel (batch, frames, n_mels) how true it looks; residual convolutions, in time only."""
+
+    def __init__(self, n_mels: int, *, width: int = 256, blocks: int = 5) -> None:
+        super().__init__()
+        self.enter = nn.Conv1d(n_mels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(2 * blocks))
+        self.out = nn.Conv1d(width, 1, 3, padding=1)
+
+    def forward(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """Scores (batch, frames) of a natural log-mel; what is outside `mask` counts as zero."""
+        keep = mask[:, None].to(mel.dtype)
+        x = self.enter((mel + 5).transpose(1, 2) / 3 * keep)
+        for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
+            x = x + second(F.leaky_relu(first(F.leaky_relu(x, 0.2) * keep), 0.2) * keep)
+        return self.out(F.leaky_relu(x, 0.2) * keep).squeeze(1)

@@ -1,4 +1,4 @@
-"""Blocks that two or more models share: residual convolutions, predictors of one value or bin a step, and lengths."""
+"""Blocks that models share: residual convolutions, an utterance's vector, predictors of a value or bin, and lengths."""
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,36 @@ class ConvNorm(nn.Module):
         """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
         hidden = (x * mask[:, :, None]).transpose(1, 2)
         return self.norm(x + self.dropout(self.narrow(F.relu(self.wide(hidden))).transpose(1, 2)))
+
+
+class UtteranceEncoder(nn.Module):
+    """Frames of an utterance to one vector: convolutions at half the rate, then mean and deviation over its frames."""
+
+    def __init__(self, features_dim: int, hidden: int, dim: int, *, layers: int = 3, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.enter = nn.Conv1d(features_dim, hidden, 5, stride=2, padding=2)
+        self.norm = nn.LayerNorm(hidden)
+        self.blocks = nn.ModuleList(ConvNorm(hidden, depth=i, dropout=dropout) for i in range(layers))
+        self.leave = nn.Linear(2 * hidden, dim)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, features_dim) and (batch,) to (batch, dim); what is behind a row's end changes nothing."""
+        x = features * inside(lengths, features.shape[1])[:, :, None]
+        x = self.norm(F.relu(self.enter(x.transpose(1, 2)).transpose(1, 2)))
+        lengths = (lengths - 1) // 2 + 1
+        mask = inside(lengths, x.shape[1])
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.leave(pooled(x, mask))
+
+
+def pooled(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean and standard deviation over each row's steps: (batch, steps, dim) to (batch, 2 dim), float32."""
+    x, keep = x.float(), mask[:, :, None].float()
+    n = keep.sum(1).clamp(min=1)
+    mean = (x * keep).sum(1) / n
+    variance = ((x - mean[:, None]).square() * keep).sum(1) / n
+    return torch.cat([mean, variance.clamp(min=1e-5).sqrt()], dim=1)
 
 
 class VariancePredictor(nn.Module):

@@ -1,14 +1,17 @@
 """Whole systems with one call: load a directory, call it.  Also bulk work with them, and what `unitkit info` prints."""
 
+from unitkit.pipeline.converter import VoiceConverter, convert
 from unitkit.pipeline.facts import describe, header_of, tokenizer_facts
 from unitkit.pipeline.recognizer import Recognizer, Transcript
 from unitkit.pipeline.soft import SoftTokenizer, encode_soft
 from unitkit.pipeline.speak import Vocoder, synthesise
 from unitkit.pipeline.transcribe import Source, Transcribed, Written, sources_of_units, transcribe
-from unitkit.pipeline.translator import Step, Translated, Translation, Translator, translate
+from unitkit.pipeline.translator import Translation, Translator, translate
+from unitkit.pipeline.work import Done, Step
 from unitkit.units import FingerprintError
 
 __all__ = [
+    "Done",
     "FingerprintError",
     "Recognizer",
     "SoftTokenizer",
@@ -16,11 +19,12 @@ __all__ = [
     "Step",
     "Transcribed",
     "Transcript",
-    "Translated",
     "Translation",
     "Translator",
     "Vocoder",
+    "VoiceConverter",
     "Written",
+    "convert",
     "describe",
     "encode_soft",
     "header_of",

@@ -80,10 +80,24 @@ def _describe_model(at: Path) -> tuple[str, dict[str, object]]:
         size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 no dict
     facts: dict[str, object] = {"parameters": f"{size / 1e6:.2f} M"}
     if kind == "seq2seq":
-        parts = [name for name in ("listener", "tokenizer", "unit_bpe", "vocoder") if (at / name).is_dir()]
+        parts = ("listener", "tokenizer", "unit_bpe", "vocoder")
         writes = (at / "text.model").is_file()
-        kind = "recogniser" if writes else "translator" if {"listener", "vocoder"} <= set(parts) else kind
-        facts["beside it"] = ", ".join([*parts, *["text.model"] * writes]) or "neither listener nor vocoder"
+        kind = (
+            "recogniser"
+            if writes
+            else "translator"
+            if all((at / n).is_dir() for n in ("listener", "vocoder"))
+            else kind
+        )
+        facts["beside it"] = _beside(at, (*parts, "text.model") if writes else parts)
+    if kind == "frame":
+        kind, facts["beside it"] = "converter", _beside(at, ("speaker", "vocoder", "tokenizer"))
     settings = OmegaConf.to_container(OmegaConf.load(at / "config.yaml"))
     assert isinstance(settings, dict)
     return kind, facts | {str(name): value for name, value in settings.items()}
+
+
+def _beside(at: Path, parts: tuple[str, ...]) -> str:
+    """Which of the parts a model's directory holds."""
+    found = [name for name in parts if (at / name).exists()]
+    return ", ".join(found) or f"none of {', '.join(parts)}"

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, from_numpy
 
 from unitkit.audio import AudioError
+from unitkit.models.storage import checksum
 from unitkit.pieces import Pieces
 from unitkit.pipeline.given import (
     Heard,
@@ -18,10 +19,9 @@ from unitkit.pipeline.given import (
     as_utterance,
     by_length,
     check_sizes,
-    checked_wav,
-    checksum,
     hear,
 )
+from unitkit.recording import checked_wav
 from unitkit.tokenizer import Tokenizer, bundled_as, pick_device
 from unitkit.units import Units, check_fingerprint
 
@@ -185,7 +185,7 @@ class Recognizer:
             )
         if isinstance(speech, np.ndarray | Tensor):
             hz = self.tokenizer.sample_rate
-            return self.tokenizer.encode(checked_wav(speech, rate or hz, wanted=hz), rate=hz)
+            return self.tokenizer.encode(checked_wav(speech, rate or hz, hz), rate=hz)
         return self.tokenizer.encode(as_utterance(speech))
 
     def write(
@@ -220,7 +220,11 @@ class Recognizer:
         """All that changes a transcript, but for the arguments of the call; fit for JSON."""
         c = self.model.config
         hears = self.listener.settings() if self.listener is not None else c.source_tokenizer
-        facts = {"model": checksum(self.model), "pieces": self.pieces.fingerprint, "hears": hears}
+        facts = {
+            "model": checksum(self.model.config, self.model.state_dict()),
+            "pieces": self.pieces.fingerprint,
+            "hears": hears,
+        }
         return dict(json.loads(json.dumps(facts, default=str)))
 
 

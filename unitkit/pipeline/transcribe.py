@@ -10,8 +10,9 @@ from typing import IO, Self
 
 from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
 from unitkit.manifest import Utterance, atomic_text, read_manifest, write_manifest
-from unitkit.pipeline.given import Heard, check_sizes, named, noted_rows
+from unitkit.pipeline.given import Heard, check_sizes
 from unitkit.pipeline.recognizer import BATCH, Recognizer, Transcript
+from unitkit.pipeline.work import named, noted_rows
 from unitkit.units import Units, read_units
 
 

@@ -5,6 +5,8 @@ over all monotonic alignments, as CTC does; `monotonic_durations` then takes the
 (2108.10447), as in ZMM-TTS (2312.14398).
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -50,8 +52,7 @@ class Aligner(nn.Module):
 def _projection(dims: tuple[int, ...]) -> nn.ModuleList:
     """Convolutions: one over three steps, then over one."""
     return nn.ModuleList(
-        nn.Conv1d(a, b, 3 if i == 0 else 1, padding=int(i == 0))
-        for i, (a, b) in enumerate(zip(dims, dims[1:], strict=False))
+        nn.Conv1d(a, b, 3 if i == 0 else 1, padding=int(i == 0)) for i, (a, b) in enumerate(pairwise(dims))
     )
 
 

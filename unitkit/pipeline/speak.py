@@ -16,6 +16,7 @@ from unitkit.manifest import Utterance, read_manifest, write_manifest
 from unitkit.recording import read_speech
 from unitkit.tokenizer import pick_device
 from unitkit.units import Units, check_fingerprint, read_header, read_units
+from unitkit.voices import Voices
 
 if TYPE_CHECKING:
     from unitkit.models.vocoder import UnitVocoder
@@ -53,6 +54,7 @@ class Vocoder:
         f0: np.ndarray | None = None,
         energy: np.ndarray | None = None,
         durations: str | np.ndarray | None = None,
+        vector: np.ndarray | None = None,
     ) -> np.ndarray:
         """Speak `units`.
 
@@ -63,6 +65,7 @@ class Vocoder:
             f0: (frames,) Hz, 0 = unvoiced, for a vocoder trained with F0.
             energy: (frames,), for a vocoder trained with energy.
             durations: frames per reduced unit (runs,), or "predicted": deduplicate first and predict.
+            vector: (n,) says whose voice, for a vocoder trained with speaker vectors.
 
         Raises:
             FingerprintError: the units come from another tokenizer than the vocoder's.
@@ -77,6 +80,7 @@ class Vocoder:
             durations="predict" if units.reduced else None,
             f0=None if f0 is None else [f0],
             energy=None if energy is None else [energy],
+            vector=vector,
         )
         return wav.numpy()
 
@@ -90,6 +94,7 @@ class Vocoder:
         f0: np.ndarray | None = None,
         energy: np.ndarray | None = None,
         durations: str | np.ndarray | None = None,
+        vector: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """What a call gives, in pieces (samples,) of `seconds`, each as soon as it is made."""
         units = self._ready(units, durations)
@@ -103,6 +108,7 @@ class Vocoder:
             durations="predict" if units.reduced else None,
             f0=f0,
             energy=energy,
+            vector=vector,
         )
         return (piece.numpy() for piece in pieces)
 
@@ -134,18 +140,22 @@ def synthesise(
     speaker: str | None = None,
     lang: str | None = None,
     shuffle: int | None = None,
+    voices: Voices | None = None,
     on_progress: Callable[[Utterance], None] | None = None,
 ) -> int:
     """Speak a unit file into the directory `out`: `manifest.jsonl` + wavs.  Returns the number of utterances.
 
     Rows of the manifest `like` lend text, speaker and language by id, and their recordings F0 and energy to a vocoder
     trained with them.  Interrupted work goes on; a directory made with other settings is
-    made anew.  `shuffle` is the seed of the frame-shuffled control.
+    made anew.  `shuffle` is the seed of the frame-shuffled control.  `voices` has the speaker vectors, by id or by the
+    name of the speaker, for a vocoder that takes them.
     """
     out = Path(out)
     check_fingerprint(vocoder.tokenizer, read_header(units).tokenizer, what=str(units))
     rows = {row.id: row for row in read_manifest(like)} if like else {}
     settings = _synthesis_settings(vocoder, units, durations, speaker, lang, shuffle)
+    if voices := _voices_for(vocoder, voices):
+        settings["voices"] = voices.checksum()
     reuse = same_settings(out, settings)
     made: list[Utterance] = []
     for one in read_units(units):
@@ -161,6 +171,7 @@ def synthesise(
                 f0=f0,
                 energy=energy,
                 durations=durations,
+                vector=_vector(voices, row, speaker) if voices else None,
             )
             audio.write(path, wav, vocoder.sample_rate)
         made.append(replace(row, audio=str(path), start=None, duration=audio.info(path).duration))
@@ -184,6 +195,22 @@ def _prosody(
     wav = np.pad(wav, (0, max(0, n_frames * config.hop - len(wav))))[: n_frames * config.hop]
     f0 = audio.f0(wav, config.sample_rate, hop_samples=config.hop) if config.f0 else None
     return f0, audio.energy(wav, hop_samples=config.hop) if config.energy else None
+
+
+def _voices_for(vocoder: Vocoder, voices: Voices | None) -> Voices | None:
+    """The voices, if the vocoder takes any; an error where it needs others."""
+    c = vocoder.model.config
+    if not c.speaker_vector_dim:
+        return None
+    if voices is None:
+        raise ValueError("this vocoder takes speaker vectors: name a file of them (--voices)")
+    voices.check(c.speaker_encoder, c.speaker_vector_dim, what="the voices for this vocoder")
+    return voices
+
+
+def _vector(voices: Voices, row: Utterance, asked: str | None) -> np.ndarray:
+    """Of the speaker asked for, else of the utterance, else of its speaker."""
+    return voices[asked or (row.id if row.id in voices else row.speaker or row.id)]
 
 
 def _known(name: str | None, names: tuple[str, ...], asked: str | None) -> str | None:

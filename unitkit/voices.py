@@ -7,19 +7,39 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-
-ENCODER_FILES = ("config.yaml", "model.safetensors")  # of a speaker encoder: all that changes its vectors
 
 
 class VoicesError(ValueError):
     """Vectors that do not fit, or a name that has none; the text names it and the known ones."""
 
 
+class SpeakerModel(Protocol):
+    """What makes speaker vectors: `unitkit.models.speaker.SpeakerEncoder`, or another one of its shape."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the wavs it takes."""
+
+    def checksum(self) -> str:
+        """12 hex digits that change with anything that changes its vectors."""
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes what its `load` reads."""
+
+    def __call__(self, wav: np.ndarray) -> np.ndarray:
+        """Wav (samples,) to (dim,) float32 of length 1."""
+
+
 @dataclass(frozen=True, eq=False)
 class Voices:
-    """`vectors` (names, dim) float32 of length 1; `encoder` is what `digest` says of the model that made them."""
+    """`vectors` (names, dim) float32 of length 1; `encoder` is the checksum of what made them."""
 
     names: tuple[str, ...]
     vectors: np.ndarray
@@ -112,17 +132,6 @@ class Voices:
                 return cls(tuple(json.loads(facts["names"])), file.get_tensor("vectors"), facts["encoder"])
         except SafetensorError as error:
             raise VoicesError(f"{path} holds no voices: {error}") from error
-
-
-def digest(directory: str | os.PathLike[str]) -> str:
-    """12 hex digits that name a speaker encoder's directory by what changes its vectors."""
-    found = sha256()
-    for name in ENCODER_FILES:
-        path = Path(directory) / name
-        if not path.is_file():
-            raise VoicesError(f"{directory} is not a speaker encoder: it has no {name}")
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
 
 
 def _some(names: Sequence[str]) -> str:

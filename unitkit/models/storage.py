@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,3 +39,11 @@ def read_model(
         if not (folder / name).is_file():
             raise error(f"{folder} is not {what}: it has no {name}")
     return configs.load(schema, folder / "config.yaml"), load_file(folder / "model.safetensors")
+
+
+def checksum(config: object, weights: Mapping[str, Tensor]) -> str:
+    """12 hex digits that change with the config or any weight."""
+    digest = sha256(configs.to_yaml(config).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -45,7 +45,7 @@ class TtsConfig:
         default_factory=dict
     )  # known voices with their languages, the most heard first
     speaker_vector_dim: int = 0  # 0 = one voice
-    speaker_encoder: str = ""  # what `voices.digest` says of the model that made the vectors
+    speaker_encoder: str = ""  # checksum of the model that made the vectors
     blocks: str = "conv"  # conv | fft: residual convolutions, or attention and convolutions as in FastSpeech
     dim: int = 192
     encoder_layers: int = 4

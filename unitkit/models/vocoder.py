@@ -65,7 +65,7 @@ class VocoderConfig:
     speakers: tuple[str, ...] = ()
     speaker_dim: int = 128  # used when there are two speakers or more, or vectors
     speaker_vector_dim: int = 0  # > 0: a speaker vector is given instead of a name, so that any voice can be
-    speaker_encoder: str = ""  # what `voices.digest` says of the model that made the vectors
+    speaker_encoder: str = ""  # checksum of the model that made the vectors
     langs: tuple[str, ...] = ()
     lang_dim: int = 64  # used when there are two languages or more
     f0: bool = False

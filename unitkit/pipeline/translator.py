@@ -3,23 +3,22 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from torch import Tensor, from_numpy
 
 from unitkit import audio
-from unitkit import config as configs
-from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
-from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.pipeline.speak import Vocoder, file_name, same_settings
+from unitkit.encode import locked, refuse_duplicates
+from unitkit.manifest import Utterance
+from unitkit.pipeline.made import Folder, Made, Step, unchanged
+from unitkit.pipeline.speak import Vocoder
 from unitkit.recording import Recording, of_utterance
 from unitkit.text import Letters
 from unitkit.tokenizer import pick_device
-from unitkit.units import Units, UnitsHeader, check_fingerprint, read_units, write_units
+from unitkit.units import Units, UnitsHeader, check_fingerprint
 
 if TYPE_CHECKING:
     from unitkit.models.listen import Listener
@@ -179,8 +178,10 @@ class Translator:
 
     def settings(self) -> dict[str, object]:
         """All that changes a translation, but for the arguments of the call; fit for JSON."""
+        from unitkit.models.storage import checksum
+
         facts = {
-            "model": _checksum(self.model),
+            "model": checksum(self.model.config, self.model.state_dict()),
             "listener": self.listener.settings() if self.listener is not None else "text",
             "vocoder": self.vocoder.model.checksum(),
             "tokenizer": self.vocoder.tokenizer,
@@ -261,36 +262,7 @@ def _checked_wav(wav: np.ndarray | Tensor, rate: int, wanted: int) -> np.ndarray
     return data if rate == wanted else audio.resample(data, rate, wanted)
 
 
-def _checksum(model: "Seq2Seq") -> str:
-    """12 hex digits that change with the config or any weight."""
-    digest = sha256(configs.to_yaml(model.config).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 # -------------------------------------------------------------------------------------------- many recordings
-
-
-@dataclass(frozen=True)
-class Step:
-    """One recording done: what was said (`units` at frame level), `kept` from an earlier run, or why it is `bad`."""
-
-    source: Utterance
-    units: Units | None = None
-    text: str | None = None
-    kept: bool = False
-    bad: str | None = None
-
-
-@dataclass
-class Translated:
-    """What one call did: recordings `made` now or `kept` from before, and the bad ones with the reason."""
-
-    made: int = 0
-    kept: int = 0
-    bad: list[tuple[Utterance, str]] = field(default_factory=list)
-    seconds: float = 0.0  # of speech made now
 
 
 def translate(
@@ -302,7 +274,7 @@ def translate(
     batch: int = BATCH,
     speaker: str | None = None,
     on_progress: Callable[[Step], None] | None = None,
-) -> Translated:
+) -> Made:
     """Translate recordings into the directory `out`: manifest.jsonl + wavs, units.jsonl, and the sources' source.jsonl.
 
     Rows have the sources' ids and order, the target language and the model's text; units are at frame level, as spoken.
@@ -315,28 +287,29 @@ def translate(
     refuse_duplicates(utterances)
     voices = {u.id: translator.voice(speaker, of=u.speaker) for u in utterances}
     out.mkdir(parents=True, exist_ok=True)
-    summary, rows = Translated(), {}
-    with locked(out / "manifest.jsonl"), _Log(out, translator, beam, speaker) as log:
-        for step in _steps(translator, utterances, log, voices, beam, batch):
-            if step.bad is not None:
-                summary.bad.append((step.source, step.bad))
-            elif step.units is not None:
-                rows[step.source.id] = step
-                summary.kept += step.kept
-                summary.made += not step.kept
-                summary.seconds += 0.0 if step.kept else step.units.duration
-            if on_progress:
-                on_progress(step)
-        reasons = {u.id: why for u, why in summary.bad}
-        summary.bad = [(u, reasons[u.id]) for u in utterances if u.id in reasons]
-        log.finish([rows[u.id] for u in utterances if u.id in rows], summary.bad)
+    summary, c = Made(), translator.model.config
+    header = UnitsHeader(c.tokenizer, c.rate_hz, c.n_units)
+
+    def part(utterance: Utterance) -> tuple[str | float | None, ...]:
+        """Which samples an utterance is, and whose, or its text; its duration only counts where it cuts."""
+        cut = utterance.duration if utterance.start is not None else None
+        said = utterance.text if translator.listener is None else None
+        return os.path.realpath(utterance.audio), utterance.start, cut, utterance.speaker, said
+
+    def row(step: Step) -> Utterance:
+        return Utterance(step.source.id, "", lang=c.target_lang or None, text=step.text)
+
+    settings = translator.settings() | {"beam": beam, "speaker": speaker}
+    with locked(out / "manifest.jsonl"), Folder(out, settings, header, same=part, row=row) as folder:
+        done = summary.of(_steps(translator, utterances, folder, voices, beam, batch), utterances, on_progress)
+        folder.finish(done, summary.bad)
     return summary
 
 
 def _steps(
     translator: Translator,
     utterances: Sequence[Utterance],
-    log: "_Log",
+    folder: Folder,
     voices: dict[str, str | None],
     beam: int,
     batch: int,
@@ -344,7 +317,7 @@ def _steps(
     """Recordings as they are done: those there already, then the others from long to short, a batch at a time."""
     left = []
     for utterance in utterances:
-        if (step := log.kept(utterance)) is not None:
+        if (step := folder.kept(utterance)) is not None and unchanged(utterance, folder.path(utterance)):
             yield step
         else:
             left.append(utterance)
@@ -360,93 +333,9 @@ def _steps(
                 yield Step(utterance, bad=_named(utterance, error))
         found = translator._search(list(heard.values()), beam, batch)
         for utterance, best in zip((u for u in group if u.id in heard), found, strict=True):
-            yield log.add(utterance, translator._say(best, utterance.id, voices[utterance.id]))
+            made = translator._say(best, utterance.id, voices[utterance.id])
+            yield folder.add(utterance, made.wav, made.sample_rate, units=made.frames, text=made.text)
 
 
 def _named(utterance: Utterance, error: Exception) -> str:
     return str(error) if utterance.audio in str(error) else f"{utterance.audio}: {error}"
-
-
-class _Log:
-    """What `out` holds: rows of finished files, and those that an interrupted run noted in `.partial`."""
-
-    def __init__(self, out: Path, translator: Translator, beam: int, speaker: str | None) -> None:
-        self.out, self.reads, c = out, translator.listener is None, translator.model.config
-        self.lang, self.header = c.target_lang or None, UnitsHeader(c.tokenizer, c.rate_hz, c.n_units)
-        self.partial = out / "manifest.jsonl.partial"
-        files = ("manifest.jsonl", "source.jsonl", "units.jsonl")
-        if not same_settings(out, translator.settings() | {"beam": beam, "speaker": speaker}, files=files):
-            self.partial.unlink(missing_ok=True)
-            (out / "manifest.jsonl").unlink(missing_ok=True)
-        self._rows = {step.source.id: step for step in (*self._finished(), *self._noted())}
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Self:
-        self._file = open(self.partial, "a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def path(self, utterance: Utterance) -> Path:
-        """Where the wav of an utterance stands."""
-        return self.out / "wav" / f"{file_name(utterance.id)}.wav"
-
-    def kept(self, utterance: Utterance) -> Step | None:
-        """What was made of the same part of the same file and speaker, unless the file has changed since."""
-        row, wav = self._rows.get(utterance.id), self.path(utterance)
-        if row is None or self._part(row.source) != self._part(utterance) or not wav.exists():
-            return None
-        if not os.path.exists(utterance.audio) or os.path.getmtime(utterance.audio) > wav.stat().st_mtime:
-            return None
-        return replace(row, source=utterance, kept=True)
-
-    def _part(self, utterance: Utterance) -> tuple[str | float | None, ...]:
-        """Which samples an utterance is, and whose, or its text; its duration only counts where it cuts."""
-        cut = utterance.duration if utterance.start is not None else None
-        said = utterance.text if self.reads else None
-        return os.path.realpath(utterance.audio), utterance.start, cut, utterance.speaker, said
-
-    def add(self, utterance: Utterance, made: Translation) -> Step:
-        """Write the wav, then note what it is."""
-        audio.write(self.path(utterance), made.wav, made.sample_rate)
-        step = Step(utterance, made.frames, made.text)
-        row = {"source": asdict(utterance), "units": made.frames.ids.tolist(), "text": made.text}
-        assert self._file is not None
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        return step
-
-    def finish(self, steps: Sequence[Step], bad: Sequence[tuple[Utterance, str]]) -> None:
-        """Write the files of the directory; the manifest last, for with it all is done."""
-        write_rejects(rejects_of(self.out / "manifest.jsonl"), bad)
-        write_units(self.out / "units.jsonl", self.header, (s.units for s in steps if s.units is not None))
-        write_manifest(self.out / "source.jsonl", (s.source for s in steps))
-        write_manifest(self.out / "manifest.jsonl", (self._row(s) for s in steps))
-        self.partial.unlink()
-
-    def _row(self, step: Step) -> Utterance:
-        seconds = step.units.duration if step.units is not None else 0.0
-        return Utterance(step.source.id, str(self.path(step.source)), seconds, lang=self.lang, text=step.text)
-
-    def _finished(self) -> Iterator[Step]:
-        names = [self.out / f"{name}.jsonl" for name in ("manifest", "source", "units")]
-        if not all(path.exists() for path in names):
-            return
-        texts = {row.id: row.text for row in read_manifest(names[0])}
-        units = {one.id: one for one in read_units(names[2], tokenizer=self.header.tokenizer)}
-        for source in read_manifest(names[1]):
-            if source.id in texts and source.id in units:
-                yield Step(source, units[source.id], texts[source.id])
-
-    def _noted(self) -> Iterator[Step]:
-        if not self.partial.exists():
-            return
-        with open(self.partial, "r+b") as file:
-            whole = file.read().rpartition(b"\n")[0]
-            file.truncate(len(whole) + 1 if whole else 0)  # the last line may be torn
-        for line in whole.splitlines():
-            row = json.loads(line)
-            source = Utterance(**row["source"])
-            yield Step(source, self.header.units(row["units"], source.id), row["text"])

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
     "AudioError",
     "FingerprintError",
+    "TTS",
     "Tokenizer",
     "Translation",
     "Translator",

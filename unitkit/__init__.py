@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AudioError": "audio",
     "FingerprintError": "units",
+    "TTS": "pipeline",
     "Tokenizer": "tokenizer",
     "Translation": "pipeline",
     "Translator": "pipeline",
@@ -24,6 +25,7 @@ _HOME = {
     "write_units": "units",
 }
 __all__ = [
+    "TTS",
     "AudioError",
     "FingerprintError",
     "Tokenizer",

@@ -5,10 +5,10 @@ import traceback
 
 from rich.markup import escape
 
-from unitkit.cli import checkpoints, encode, formats, info, score, speech, translate, verify
+from unitkit.cli import checkpoints, encode, formats, info, score, speech, translate, tts, verify
 from unitkit.cli.show import app, errors
 
-__all__ = ["app", "checkpoints", "encode", "formats", "info", "main", "score", "speech", "translate", "verify"]
+__all__ = ["app", "checkpoints", "encode", "formats", "info", "main", "score", "speech", "translate", "tts", "verify"]
 
 
 def main() -> None:

@@ -47,3 +47,14 @@ def checksum(config: object, weights: Mapping[str, Tensor]) -> str:
     for name, value in sorted(weights.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def kind_of(directory: str | os.PathLike[str]) -> str:
+    """What `save_model` was told that the model of a directory is; "" where it was not made by it."""
+    from safetensors import safe_open
+
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        return ""
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {}).get("unitkit", ""))

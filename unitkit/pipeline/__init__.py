@@ -2,19 +2,25 @@
 
 from unitkit.pipeline.facts import describe, header_of, tokenizer_facts
 from unitkit.pipeline.made import Made, Step
+from unitkit.pipeline.reading import speak
 from unitkit.pipeline.speak import Vocoder, synthesise
 from unitkit.pipeline.translator import Translation, Translator, translate
+from unitkit.pipeline.tts import TTS, Spoken, Voice
 from unitkit.units import FingerprintError
 
 __all__ = [
+    "TTS",
     "FingerprintError",
     "Made",
+    "Spoken",
     "Step",
     "Translation",
     "Translator",
     "Vocoder",
+    "Voice",
     "describe",
     "header_of",
+    "speak",
     "synthesise",
     "tokenizer_facts",
     "translate",

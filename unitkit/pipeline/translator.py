@@ -14,7 +14,7 @@ from unitkit import audio
 from unitkit.encode import locked, refuse_duplicates
 from unitkit.manifest import Utterance
 from unitkit.pipeline.made import Folder, Made, Step, unchanged
-from unitkit.pipeline.speak import Vocoder
+from unitkit.pipeline.speak import Vocoder, vocoder_beside
 from unitkit.recording import Recording, of_utterance
 from unitkit.text import Letters
 from unitkit.tokenizer import pick_device
@@ -93,11 +93,7 @@ class Translator:
                 f"{folder} cannot hear: its source is {model.config.source} and it has {'a' if hears else 'no'} "
                 "listener/; a translator of speech has source=features and a listener; train_s2ut.py writes both"
             )
-        voice = folder / "vocoder" if vocoder is None else Path(vocoder)
-        if vocoder is None and not voice.is_dir():
-            voice = folder.resolve().parent / "vocoder"
-        if not voice.is_dir():
-            raise ValueError(f"{voice}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
+        voice = vocoder_beside(folder, vocoder)
         listener = None if reads else Listener.load(folder / "listener", device=where)
         return cls(model, listener, Vocoder.load(voice, device=where))
 

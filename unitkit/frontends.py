@@ -17,7 +17,7 @@ PLACE = "UNITKIT_ESPEAK"  # names the program, or a folder into which Debian's p
 VOICES = {"en": "en-us", "es": "es-419", "fr": "fr-fr"}  # languages that go by another name there
 BYTES = 256
 _CLAUSE = re.compile(r"([,.?!;:…]+(?:\s+|$))")
-_NOT_SAID = re.compile(r"\([a-z-]+\)|-")  # espeak's "(en)football(it)" and its "də-"
+_NOT_SAID = re.compile(r"\([a-z0-9-]+\)|-")  # espeak's "(en)football(it)" and its "də-"
 
 
 class FrontEndError(ValueError):

@@ -76,6 +76,15 @@ def read_speech(utterance: Utterance, rate: int) -> np.ndarray:
     return audio.read(utterance.audio, rate, start=start, duration=duration)
 
 
+def checked_wav(wav: np.ndarray | Tensor, rate: int, wanted: int) -> np.ndarray:
+    """A wav given in Python, float32 (samples,) at the `wanted` rate; finite ones are asked for later, as of files."""
+    data = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
+    if data.ndim != 1 or data.dtype.kind != "f":
+        raise ValueError(f"a wav is float (samples,) in -1..1, mono, not {data.dtype} of shape {data.shape}")
+    data = data.astype(np.float32, copy=False)
+    return data if rate == wanted else audio.resample(data, rate, wanted)
+
+
 def groups(recordings: Sequence[Recording], encoder: Encoder) -> Iterator[list[Recording]]:
     """Runs of recordings with about GROUP_SECONDS held in memory; a long one keeps its place but is not held."""
     group: list[Recording] = []

@@ -6,9 +6,16 @@ from pathlib import Path
 
 from unitkit.encode import locked, refuse_duplicates
 from unitkit.manifest import Utterance
-from unitkit.pipeline.made import Folder, Made, Step
 from unitkit.pipeline.tts import BATCH, TTS, Line, Speaker, Voice
+from unitkit.pipeline.work import Done, Log, Part, Step, work
 from unitkit.units import UnitsHeader
+
+
+class Script(Log):
+    """A directory of spoken texts: what counts is what the rows say, not the recordings they may name."""
+
+    def _same(self, one: Utterance, before: Utterance, wav: Path) -> bool:
+        return self._part(one) == self._part(before)
 
 
 def speak(
@@ -22,7 +29,7 @@ def speak(
     beam: int = 10,
     batch: int = BATCH,
     on_progress: Callable[[Step], None] | None = None,
-) -> Made:
+) -> Done:
     """Speak the texts of utterances into the directory `out`: manifest.jsonl + wavs, units.jsonl and source.jsonl.
 
     Rows have the texts' ids and order.  Without `speaker` and `language` those of a row are taken, and where it names
@@ -34,27 +41,25 @@ def speak(
     asked = tts.voice(speaker, language=language) if speaker is not None else None
     out.mkdir(parents=True, exist_ok=True)
 
-    def same(one: Utterance) -> tuple[str | None, ...]:
+    def said(one: Utterance) -> Part:
         return one.text, one.speaker, one.lang
 
     def row(step: Step) -> Utterance:
         who = asked.name if asked else step.source.speaker
-        return replace(step.source, speaker=who, lang=language or step.source.lang)
+        return replace(step.source, speaker=who, lang=language or step.source.lang, start=None)
 
     header = UnitsHeader(c.tokenizer, c.rate_hz, c.n_units, getattr(c, "codebooks", 1))
     settings = tts.settings() | {"speaker": asked.label if asked else None, "language": language}
     settings |= {"speed": speed, "beam": beam}
-    done = Made()
-    with locked(out / "manifest.jsonl"), Folder(out, settings, header, same=same, row=row) as folder:
-        steps = done.of(_steps(tts, utterances, folder, asked, language, (speed, beam, batch)), utterances, on_progress)
-        folder.finish(steps, done.bad)
-    return done
+    with locked(out / "manifest.jsonl"), Script(out, settings, header=header, row=row, part=said) as script:
+        steps = _steps(tts, utterances, script, asked, language, (speed, beam, batch))
+        return work(utterances, steps, script, on_progress)
 
 
 def _steps(
     tts: TTS,
     utterances: Sequence[Utterance],
-    folder: Folder,
+    script: Script,
     asked: Voice | None,
     language: str | None,
     how: tuple[float, int, int],
@@ -63,7 +68,7 @@ def _steps(
     speed, beam, batch = how
     group: list[tuple[Utterance, Line]] = []
     for utterance in utterances:
-        if (step := folder.kept(utterance)) is not None:
+        if (step := script.kept(utterance)) is not None:
             yield step
             continue
         try:
@@ -72,9 +77,9 @@ def _steps(
             why = str(error)
             yield Step(utterance, bad=why if utterance.id in why else f"{utterance.id}: {why}")
         if len(group) == batch:
-            yield from _said(tts, group, folder, speed, beam)
+            yield from _said(tts, group, script, speed, beam)
             group = []
-    yield from _said(tts, group, folder, speed, beam)
+    yield from _said(tts, group, script, speed, beam)
 
 
 def _line(tts: TTS, one: Utterance, asked: Voice | None, language: str | None) -> Line:
@@ -91,7 +96,7 @@ def _line(tts: TTS, one: Utterance, asked: Voice | None, language: str | None) -
     return tts.line(one.text, asked, language=lang, label=one.id)
 
 
-def _said(tts: TTS, group: Sequence[tuple[Utterance, Line]], folder: Folder, speed: float, beam: int) -> Iterator[Step]:
+def _said(tts: TTS, group: Sequence[tuple[Utterance, Line]], script: Script, speed: float, beam: int) -> Iterator[Step]:
     made = tts.say([line for _, line in group], speed=speed, beam=beam, batch=max(1, len(group)))
     for (utterance, _), one in zip(group, made, strict=True):
-        yield folder.add(utterance, one.wav, one.sample_rate, units=one.units, text=utterance.text)
+        yield script.add(Step(utterance, one.units, utterance.text), one.wav, one.sample_rate)

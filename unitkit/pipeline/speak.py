@@ -176,7 +176,7 @@ def synthesise(
             f0, energy = _prosody(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
                 one if shuffle is None else one.shuffled(shuffle),
-                speaker=_known(row.speaker, vocoder.model.config.speakers, speaker),
+                speaker=None if voices else _known(row.speaker, vocoder.model.config.speakers, speaker),
                 lang=_known(row.lang, vocoder.model.config.langs, lang),
                 f0=f0,
                 energy=energy,

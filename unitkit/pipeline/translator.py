@@ -13,9 +13,10 @@ from torch import Tensor, from_numpy
 from unitkit import audio
 from unitkit.encode import locked, refuse_duplicates
 from unitkit.manifest import Utterance
-from unitkit.pipeline.made import Folder, Made, Step, unchanged
-from unitkit.pipeline.speak import Vocoder, vocoder_beside
-from unitkit.recording import Recording, of_utterance
+from unitkit.models.storage import checksum
+from unitkit.pipeline.speak import Vocoder
+from unitkit.pipeline.work import Done, Log, Step, named, part, work
+from unitkit.recording import Recording, checked_wav, of_utterance
 from unitkit.text import Letters
 from unitkit.tokenizer import pick_device
 from unitkit.units import Units, UnitsHeader, check_fingerprint
@@ -93,7 +94,11 @@ class Translator:
                 f"{folder} cannot hear: its source is {model.config.source} and it has {'a' if hears else 'no'} "
                 "listener/; a translator of speech has source=features and a listener; train_s2ut.py writes both"
             )
-        voice = vocoder_beside(folder, vocoder)
+        voice = folder / "vocoder" if vocoder is None else Path(vocoder)
+        if vocoder is None and not voice.is_dir():
+            voice = folder.resolve().parent / "vocoder"
+        if not voice.is_dir():
+            raise ValueError(f"{voice}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
         listener = None if reads else Listener.load(folder / "listener", device=where)
         return cls(model, listener, Vocoder.load(voice, device=where))
 
@@ -174,8 +179,6 @@ class Translator:
 
     def settings(self) -> dict[str, object]:
         """All that changes a translation, but for the arguments of the call; fit for JSON."""
-        from unitkit.models.storage import checksum
-
         facts = {
             "model": checksum(self.model.config, self.model.state_dict()),
             "listener": self.listener.settings() if self.listener is not None else "text",
@@ -203,7 +206,7 @@ class Translator:
             return self._read(speech)
         hz = self.listener.sample_rate
         if isinstance(speech, np.ndarray | Tensor):
-            wav = _checked_wav(speech, rate or hz, hz)
+            wav = checked_wav(speech, rate or hz, hz)
             recording = Recording(lambda: iter([wav]), name="the wav")
         else:
             path = speech if isinstance(speech, Utterance) else Utterance(Path(speech).stem, os.fspath(speech))
@@ -249,15 +252,6 @@ def _check_sizes(beam: int, batch: int) -> None:
             raise ValueError(f"{name} {value}: at least 1")
 
 
-def _checked_wav(wav: np.ndarray | Tensor, rate: int, wanted: int) -> np.ndarray:
-    """Samples at the `wanted` rate; finite ones are asked for later, as of files."""
-    data = wav.detach().cpu().numpy() if isinstance(wav, Tensor) else wav
-    if data.ndim != 1 or data.dtype.kind != "f":
-        raise ValueError(f"a wav is float (samples,) in -1..1, mono, not {data.dtype} of shape {data.shape}")
-    data = data.astype(np.float32, copy=False)
-    return data if rate == wanted else audio.resample(data, rate, wanted)
-
-
 # -------------------------------------------------------------------------------------------- many recordings
 
 
@@ -270,7 +264,7 @@ def translate(
     batch: int = BATCH,
     speaker: str | None = None,
     on_progress: Callable[[Step], None] | None = None,
-) -> Made:
+) -> Done:
     """Translate recordings into the directory `out`: manifest.jsonl + wavs, units.jsonl, and the sources' source.jsonl.
 
     Rows have the sources' ids and order, the target language and the model's text; units are at frame level, as spoken.
@@ -283,29 +277,14 @@ def translate(
     refuse_duplicates(utterances)
     voices = {u.id: translator.voice(speaker, of=u.speaker) for u in utterances}
     out.mkdir(parents=True, exist_ok=True)
-    summary, c = Made(), translator.model.config
-    header = UnitsHeader(c.tokenizer, c.rate_hz, c.n_units)
-
-    def part(utterance: Utterance) -> tuple[str | float | None, ...]:
-        """Which samples an utterance is, and whose, or its text; its duration only counts where it cuts."""
-        cut = utterance.duration if utterance.start is not None else None
-        said = utterance.text if translator.listener is None else None
-        return os.path.realpath(utterance.audio), utterance.start, cut, utterance.speaker, said
-
-    def row(step: Step) -> Utterance:
-        return Utterance(step.source.id, "", lang=c.target_lang or None, text=step.text)
-
-    settings = translator.settings() | {"beam": beam, "speaker": speaker}
-    with locked(out / "manifest.jsonl"), Folder(out, settings, header, same=part, row=row) as folder:
-        done = summary.of(_steps(translator, utterances, folder, voices, beam, batch), utterances, on_progress)
-        folder.finish(done, summary.bad)
-    return summary
+    with locked(out / "manifest.jsonl"), _log(out, translator, beam, speaker) as log:
+        return work(utterances, _steps(translator, utterances, log, voices, beam, batch), log, on_progress)
 
 
 def _steps(
     translator: Translator,
     utterances: Sequence[Utterance],
-    folder: Folder,
+    log: Log,
     voices: dict[str, str | None],
     beam: int,
     batch: int,
@@ -313,7 +292,7 @@ def _steps(
     """Recordings as they are done: those there already, then the others from long to short, a batch at a time."""
     left = []
     for utterance in utterances:
-        if (step := folder.kept(utterance)) is not None and unchanged(utterance, folder.path(utterance)):
+        if (step := log.kept(utterance)) is not None:
             yield step
         else:
             left.append(utterance)
@@ -326,12 +305,19 @@ def _steps(
             try:
                 heard[utterance.id] = translator._hear(utterance)
             except (ValueError, OSError) as error:
-                yield Step(utterance, bad=_named(utterance, error))
+                yield Step(utterance, bad=named(utterance, error))
         found = translator._search(list(heard.values()), beam, batch)
         for utterance, best in zip((u for u in group if u.id in heard), found, strict=True):
             made = translator._say(best, utterance.id, voices[utterance.id])
-            yield folder.add(utterance, made.wav, made.sample_rate, units=made.frames, text=made.text)
+            yield log.add(Step(utterance, made.frames, made.text), made.wav, made.sample_rate)
 
 
-def _named(utterance: Utterance, error: Exception) -> str:
-    return str(error) if utterance.audio in str(error) else f"{utterance.audio}: {error}"
+def _log(out: Path, translator: Translator, beam: int, speaker: str | None) -> Log:
+    c, reads = translator.model.config, translator.listener is None
+    return Log(
+        out,
+        translator.settings() | {"beam": beam, "speaker": speaker},
+        header=UnitsHeader(c.tokenizer, c.rate_hz, c.n_units),
+        row=lambda step: Utterance(step.source.id, "", lang=c.target_lang or None, text=step.text),
+        part=(lambda u: (*part(u), u.text)) if reads else part,
+    )

@@ -2,7 +2,7 @@
 
 ENCODER is the directory of a speaker encoder (recipes/train_speaker.py). A recording that cannot be heard is listed and
 left out, with exit status 1. With --seconds there is one vector a speaker, of so much of what comes first, and --rest
-takes the manifest of what comes after.
+takes the manifest of what comes after. --add keeps the voices of another file beside them.
 
 Examples:
   python recipes/speaker_vectors.py exp/speaker data/train.jsonl -o exp/voices/train.safetensors
@@ -64,6 +64,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, help="one voice a speaker, of so much of the first speech")
     parser.add_argument("--rest", type=Path, help="with --seconds: where the manifest of the other recordings goes")
+    parser.add_argument("--add", type=Path, help="other voices, kept beside these in the file")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args(words)
     if given.rest and given.seconds is None:
@@ -80,6 +81,8 @@ def main(words: Sequence[str]) -> int:
         for row in (one for one in rows if one.id in vectors):
             groups.setdefault(str(row.speaker), []).append(row.id)
         voices = voices.means(groups)
+    if given.add:
+        voices = Voices.load(given.add).with_more(voices)
     voices.save(given.out)
     if given.rest:
         given.rest.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ SMALL = TtsConfig(
     symbols=" .abcdefgh",
     longest=14,
     langs=("en", "es"),
-    speakers={"ann": ["en"], "bob": ["es", "en"]},
+    speakers={"bob": ["es", "en"], "ann": ["en"], "cid": ["en", "es"]},
     speaker_vector_dim=stand_ins.DIM,
     speaker_encoder=ENCODER.checksum(),
     dim=16,
@@ -91,7 +91,7 @@ def bundle(tmp_path: Path) -> Path:
     """A model as the recipe leaves it: voices.safetensors, speaker/, and a vocoder/ beside."""
     path, draw = tmp_path / "tts" / "model", np.random.default_rng(0)
     text_model().save(path)
-    Voices.of({name: draw.random(4) for name in ("bob", "ann")}, encoder=ENCODER.checksum()).save(
+    Voices.of({name: draw.random(4) for name in ("cid", "bob", "ann")}, encoder=ENCODER.checksum()).save(
         path / "voices.safetensors"
     )
     ENCODER.save(path / "speaker")
@@ -156,9 +156,10 @@ def test_long_texts_are_spoken_in_parts(tts: TTS, monkeypatch: pytest.MonkeyPatc
 
 
 def test_whose_voice(tts: TTS, tmp_path: Path) -> None:
-    assert tts.speakers == ("ann", "bob") and tts.takes_vectors  # the most heard first
+    assert tts.speakers == ("bob", "ann", "cid") and tts.takes_vectors  # the most heard first
     default = tts("cab", language="es")
-    assert np.array_equal(default, tts("cab", speaker="bob", language="es"))  # the first who speaks Spanish
+    assert np.array_equal(default, tts("cab", speaker="bob", language="es"))
+    # Of those who speak mostly English the most heard one; bob is heard more, but in Spanish.
     assert np.array_equal(tts("cab"), tts("cab", speaker="ann", language="en"))
     assert np.array_equal(tts("cab", speaker="bob"), default)  # who speaks Spanish most
     wav = audio.read(RECORDING.audio, 16000)
@@ -183,7 +184,7 @@ def test_whose_voice(tts: TTS, tmp_path: Path) -> None:
 def test_a_file_of_more_voices(bundle: Path, tmp_path: Path) -> None:
     Voices.of({"eve": np.array([0, 0, 1.0, 0])}, encoder=ENCODER.checksum()).save(tmp_path / "more.safetensors")
     tts = TTS.load(bundle, voices=tmp_path / "more.safetensors", device="cpu")
-    assert tts.speakers == ("ann", "bob", "eve")
+    assert tts.speakers == ("bob", "ann", "cid", "eve")
     assert np.array_equal(tts("cab", speaker="eve"), tts("cab", speaker=np.array([0, 0, 2.0, 0])))
     Voices.of({"eve": np.ones(4)}, encoder="other").save(tmp_path / "more.safetensors")
     with pytest.raises(VoicesError, match=r"'other'.*'000000000000'"):
@@ -193,7 +194,7 @@ def test_a_file_of_more_voices(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "more", "error"),
     [
-        ("cab", {"speaker": "eve"}, "'eve' is neither a known voice nor a recording; known voices: ann, bob"),
+        ("cab", {"speaker": "eve"}, "'eve' is neither a known voice nor a recording; known voices: bob, ann, cid"),
         ("cab", {"speaker": np.zeros((2, 9), np.float32)}, r"\(2, 9\)"),
         ("cab", {"speaker": np.zeros(9000, np.int16)}, "int16"),
         ("cab", {"speaker": np.zeros(9000, np.float32)}, "silent"),
@@ -231,7 +232,7 @@ def test_parts_that_do_not_belong_together_are_refused(bundle: Path, tmp_path: P
     with pytest.raises(ValueError, match="'000000000003'.*'000000000000'"):
         TTS.load(bundle, device="cpu")
     shutil.rmtree(bundle / "speaker")
-    with pytest.raises(ValueError, match="no speaker/ to hear new voices with; known voices: ann, bob"):
+    with pytest.raises(ValueError, match="no speaker/ to hear new voices with; known voices: bob, ann, cid"):
         TTS.load(bundle, device="cpu")("cab", speaker=RECORDING.audio)
     (bundle / "voices.safetensors").unlink()
     with pytest.raises(ValueError, match="no voice of its own"):
@@ -344,7 +345,7 @@ def test_texts_that_cannot_be_spoken_are_listed(tts: TTS, tmp_path: Path) -> Non
     assert done.made == 1 and [row.id for row, _ in done.bad] == [row.id for row in bad]
     rejected = [json.loads(line) for line in (tmp_path / "out" / "manifest.rejects.jsonl").read_text().splitlines()]
     for row, words in zip(
-        rejected, ("no text", "it knows", "'eve' is unknown; known voices: ann, bob", "'fr'"), strict=True
+        rejected, ("no text", "it knows", "'eve' is unknown; known voices: bob, ann, cid", "'fr'"), strict=True
     ):
         assert words in row["reason"]
     with pytest.raises(ManifestError, match="share the id"):
@@ -379,7 +380,7 @@ def test_the_command_on_one_text(
         (("zz", "-o", out), "nothing in this text"),
         (("cab", "-o", tmp_path / "folder"), "one text goes to one file"),
         (("gone.jsonl", "-o", tmp_path / "folder"), "gone.jsonl: no such file"),
-        (("cab", "-o", out, "--speaker", "eve"), "known voices: ann, bob"),
+        (("cab", "-o", out, "--speaker", "eve"), "known voices: bob, ann, cid"),
     ):
         status, said = unitkit("speak", *words, *tail)
         assert status == 2 and text in said and "Traceback" not in said, said

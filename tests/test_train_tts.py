@@ -283,7 +283,9 @@ def test_a_few_seconds_of_each_speaker(corpus: Corpus, recordings: list[Utteranc
     assert [row.id for row in read_manifest(rest)] == [rows[1].id, rows[3].id]
     voices = Voices.load(tmp_path / "v")
     assert voices.names == ("a", "b") and np.allclose(voices["a"], ENCODER(audio.read(rows[0].audio, 16000)), atol=1e-6)
-    assert module.main([corpus["speaker"], *tail, "--seconds", "99"]) == 0
+    Voices.of({"eve": np.ones(4)}, encoder=ENCODER.checksum()).save(tmp_path / "more")
+    assert module.main([corpus["speaker"], *tail, "--seconds", "99", "--add", str(tmp_path / "more")]) == 0
+    assert Voices.load(tmp_path / "v").names == ("eve", "a", "b")
     both = [ENCODER(audio.read(row.audio, 16000)) for row in rows[:2]]
     assert np.allclose(Voices.load(tmp_path / "v")["a"], sum(both) / np.linalg.norm(sum(both)), atol=1e-6)
     with pytest.raises(SystemExit):

@@ -202,7 +202,8 @@ class TTS:
         Args:
             text: of any length; a long one is spoken in parts that end where sentences do.
             speaker: a name of `speakers`; or a recording to take the voice from: a path, an `Utterance`, a wav
-                (samples,) at `rate` Hz, or its speaker vector (dim,). Left out: the one most heard in the language.
+                (samples,) at `rate` Hz, or its speaker vector (dim,). Left out: the most heard one of those who speak
+                mostly the language.
             language: one of `languages`; left out: the speaker's, or the first.
             speed: of speech; 2 is twice as fast.
             beam: hypotheses kept by a model that goes unit by unit.
@@ -219,14 +220,24 @@ class TTS:
         if not self.takes_vectors:
             return self._named(speaker)
         if speaker is None:
-            lang = self.language(language)
-            name = next((n for n in self.speakers if lang in self.known.get(n, ())), next(iter(self.speakers), None))
-            if name is None:
-                raise ValueError("this model has no voice of its own: give a recording to take one from, with speaker=")
-            speaker = name
+            name, lang = self._default(language)
+            return Voice(name, self._named_vector(name), (lang,))
         if isinstance(speaker, str) and self.voices is not None and speaker in self.voices:
-            return Voice(speaker, self.voices[speaker], tuple(self.known.get(speaker, ())))
+            return Voice(speaker, self._named_vector(speaker), tuple(self.known.get(speaker, ())))
         return Voice(None, self._heard(speaker, rate))
+
+    def _default(self, language: str | None) -> tuple[str, str]:
+        """The voice to take where none is asked for: of those who speak mostly the language the most heard one."""
+        lang, names = self.language(language), self.speakers
+        mostly = (name for name in names if self.known.get(name, ("",))[0] == lang)
+        also = (name for name in names if lang in self.known.get(name, ()))
+        name = next(mostly, None) or next(also, None) or next(iter(names), None)
+        if name is None:
+            raise ValueError("this model has no voice of its own: give a recording to take one from, with speaker=")
+        return name, lang
+
+    def _named_vector(self, name: str) -> np.ndarray | None:
+        return self.voices[name] if self.voices is not None else None
 
     def _named(self, speaker: Speaker | None) -> Voice:
         known = self.vocoder.model.config.speakers

@@ -148,12 +148,12 @@ def _complete(
         rate_hz=header.rate_hz,
         n_units=header.n_units,
         codebooks=header.codebooks,
-        speakers=() if voices else train.speakers,
-        speaker_vector_dim=voices.dim if voices else 0,
-        speaker_encoder=voices.encoder if voices else "",
+        speakers=train.speakers,
         langs=train.langs,
         features_dim=_features_dim(config, train),
     )
+    if voices:
+        model = replace(model, speakers=(), speaker_vector_dim=voices.dim, speaker_encoder=voices.encoder)
     if not (model.f0 or model.energy):
         return model, None
     prosody = _prosody(replace(config, model=model), train, cache)

@@ -83,9 +83,9 @@ def _describe_model(at: Path) -> tuple[str, dict[str, object]]:
         parts = [name for name in ("listener", "vocoder") if (at / name).is_dir()]
         kind = "translator" if len(parts) == 2 else kind
         facts["beside it"] = ", ".join(parts) or "neither listener nor vocoder"
-    if kind == "tts":
-        parts = [name for name in ("voices.safetensors", "speaker", "vocoder") if (at / name).exists()]
-        facts["beside it"] = ", ".join(parts) or "neither voices nor vocoder"
     settings = OmegaConf.to_container(OmegaConf.load(at / "config.yaml"))
     assert isinstance(settings, dict)
+    if kind == "tts":
+        beside = [name for name in ("voices.safetensors", "speaker", "vocoder") if (at / name).exists()]
+        facts["beside it"] = ", ".join(beside) or "neither voices nor vocoder"
     return kind, facts | {str(name): value for name, value in settings.items()}

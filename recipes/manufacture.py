@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 
 from unitkit import audio
+from unitkit.frontends import Espeak, FrontEndError
 from unitkit.manifest import Utterance, hash_split, write_manifest
 
 RATE, MODEL_RATE = 16000, 24000
@@ -208,7 +209,7 @@ def phones(texts: Sequence[str], accent: str, parts: Parts) -> list[str]:
     """Kokoro's phone letters of each text, punctuation kept; `accent` is a key of ESPEAK."""
     pieces = [[p for p in re.split(r"([.,!?;:…¡¿]+\s*)", text) if p.strip()] for text in texts]
     said = [p for piece in pieces for p in piece if re.search(r"\w", p)]
-    spoken = iter(_espeak([" ".join(p.split()) for p in said], accent, parts))
+    spoken = iter(_espeak(said, accent, parts))
     out = []
     for piece in pieces:
         joined = "".join(_letters(next(spoken), accent) if re.search(r"\w", p) else p for p in piece)
@@ -217,16 +218,11 @@ def phones(texts: Sequence[str], accent: str, parts: Parts) -> list[str]:
 
 
 def _espeak(pieces: Sequence[str], accent: str, parts: Parts) -> list[str]:
-    """One run of the program for all: paragraphs in, paragraphs out."""
-    if not pieces:
-        return []
-    command, env = [*parts.espeak, "-q", "--ipa", "--tie=^", "-v", ESPEAK[accent]], {**os.environ, **parts.env}
-    fed = "\n\n".join(pieces) + "\n"
-    done = subprocess.run(command, input=fed, capture_output=True, text=True, env=env, check=False)
-    found = [" ".join(block.split()) for block in re.split(r"\n\s*\n", done.stdout.strip("\n"))]
-    if done.returncode or len(found) != len(pieces):
-        raise ManufactureError(f"espeak-ng gave {len(found)} phrases for {len(pieces)}: {done.stderr.strip()[-300:]}")
-    return found
+    """One run of the program for all."""
+    try:
+        return Espeak(tuple(parts.espeak), parts.env)(pieces, ESPEAK[accent], tie="^")
+    except FrontEndError as error:
+        raise ManufactureError(str(error)) from error
 
 
 def _letters(ipa: str, accent: str) -> str:
@@ -382,8 +378,8 @@ def _find_espeak(cache: Path) -> tuple[list[str], dict[str, str]]:
             for package in sorted(Path(scratch).glob("*.deb")):
                 _run(["dpkg-deb", "-x", str(package), f"{scratch}/tree"])
             os.replace(f"{scratch}/tree", tree)
-    data = next(tree.glob("usr/lib/*/espeak-ng-data"))
-    return [str(tree / "usr/bin/espeak-ng"), f"--path={data.parent}"], {"LD_LIBRARY_PATH": str(data.parent)}
+    found = Espeak.of_tree(tree)
+    return list(found.command), found.env
 
 
 def _run(command: Sequence[str], *, folder: Path | None = None) -> None:

@@ -1,8 +1,8 @@
 """Log-mels of recordings, for a vocoder that speaks them: python recipes/mels.py train.jsonl -o exp/mels/train
 
 The folder is one of soft units whose tokenizer is the fingerprint of the mels, with units.jsonl beside them, which the
-vocoder's trainer reads for how many frames there are.  With --converter the mels are those that a converter makes of the
-recordings with their own prosody, frame by frame beside them, for a vocoder to be fine-tuned on.
+vocoder's trainer reads for how many frames there are.  With --converter the mels are those that a converter makes of
+the recordings with their own prosody, frame by frame beside them, for a vocoder to be fine-tuned on.
 
   python recipes/train_vocoder.py train_manifest=train.jsonl train_units=exp/mels/train/units.jsonl \\
       data.features_train=exp/mels/train dev_manifest=dev.jsonl dev_units=exp/mels/dev/units.jsonl \\

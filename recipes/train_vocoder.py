@@ -27,9 +27,13 @@ from unitkit.models.vocoder import UnitVocoder, VocoderConfig, n_parameters
 from unitkit.soft import SoftHeader, read_soft_header
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
 from unitkit.units import check_fingerprint
+from unitkit.voices import Voices
 
 LEARNING_RATES = {"istft": 2e-3, "hifigan": 2e-4}  # where optim.lr is 0
-DERIVED = ("tokenizer", "rate_hz", "n_units", "codebooks", "speakers", "langs", "f0_stats", "features_dim")
+DERIVED = (
+    *("tokenizer", "rate_hz", "n_units", "codebooks", "speakers", "langs", "f0_stats", "features_dim"),
+    *("speaker_vector_dim", "speaker_encoder"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class DataConfig:
     names: bool = True  # tell speakers and languages apart by name; false: what is spoken says all, as mels do
     features_train: str = ""  # folders of soft units (unitkit.soft), instead of ids
     features_dev: str = ""
+    voices_train: str = ""  # speaker vectors of the utterances (recipes/speaker_vectors.py) instead of speakers' names
+    voices_dev: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,11 @@ def read_corpora(config: Config) -> tuple[VocoderConfig, Corpora]:
             names = ", ".join(corpus.missing[:10])
             print(f"{what}: {len(corpus.missing)} utterances have no units and are left out: {names}", file=sys.stderr)
     cache = data.AudioCache(config.model.sample_rate, limit_bytes=config.data.cache_mb << 20)
-    model, prosody = _complete(config, train, cache)
+    voices = _voices(config)
+    model, prosody = _complete(config, train, cache, voices[0])
     sets = []
-    for corpus, features in ((train, config.data.features_train), (dev, config.data.features_dev)):
+    splits = zip((train, dev), (config.data.features_train, config.data.features_dev), voices, strict=True)
+    for corpus, features, heard in splits:
         if prosody is not None and corpus is dev:
             prosody = _prosody(config, dev, cache, stats=model.f0_stats)
         sets.append(
@@ -104,6 +112,7 @@ def read_corpora(config: Config) -> tuple[VocoderConfig, Corpora]:
                 use_f0=model.f0,
                 use_energy=model.energy,
                 features_dir=features or None,
+                voices=heard,
                 seed=config.fit.seed,
             )
         )
@@ -118,7 +127,21 @@ def _prosody(
     )
 
 
-def _complete(config: Config, train: data.Corpus, cache: data.AudioCache) -> tuple[VocoderConfig, data.Prosody | None]:
+def _voices(config: Config) -> tuple[Voices, Voices] | tuple[None, None]:
+    """Speaker vectors of both sets, or none."""
+    paths = config.data.voices_train, config.data.voices_dev
+    if not any(paths):
+        return None, None
+    if not all(paths):
+        raise configs.ConfigError("speaker vectors need both data.voices_train and data.voices_dev")
+    train, dev = Voices.load(paths[0]), Voices.load(paths[1])
+    dev.check(train.encoder, train.dim, what=paths[1])
+    return train, dev
+
+
+def _complete(
+    config: Config, train: data.Corpus, cache: data.AudioCache, voices: Voices | None
+) -> tuple[VocoderConfig, data.Prosody | None]:
     """The model's config with all that the training set decides, and the training set's prosody where it is used."""
     header, soft = train.header, _soft_header(config, train)
     model = replace(
@@ -131,6 +154,8 @@ def _complete(config: Config, train: data.Corpus, cache: data.AudioCache) -> tup
         langs=train.langs if config.data.names else (),
         features_dim=soft.dim if soft else 0,
     )
+    if voices:
+        model = replace(model, speakers=(), speaker_vector_dim=voices.dim, speaker_encoder=voices.encoder)
     if not (model.f0 or model.energy):
         return model, None
     prosody = _prosody(replace(config, model=model), train, cache)
@@ -162,6 +187,7 @@ def _speak(model: nn.Module, batch: data.Batch) -> tuple[Tensor, Tensor]:
         lang=batch.lang,
         f0=batch.f0,
         energy=batch.energy,
+        vector=batch.vector,
         cut=batch.cut,
     )
 
@@ -254,12 +280,18 @@ def _card(config: Config, model: VocoderConfig, metrics: Mapping[str, float]) ->
     return (
         f"# Unit vocoder ({model.core})\n\n"
         f"Tokenizer `{model.tokenizer}`, {model.n_units} units x {model.codebooks} at {model.rate_hz:g} Hz, "
-        f"{model.sample_rate} Hz audio, speakers: {', '.join(model.speakers) or 'not named'}.\n\n"
+        f"{model.sample_rate} Hz audio, speakers: {_who(model)}.\n\n"
         f"Trained on `{config.train_manifest}` (its licence is that of this model), validated on "
         f"`{config.dev_manifest}`.\n\n## Scores\n\n{scores}\n\nmel: L1 of the natural-log mel spectrogram, dev set; "
         f"mel_shuffled: the same with the units in random order.\n\n## Recipe\n\n"
         f"python recipes/train_vocoder.py conf.yaml\n\n```yaml\n{configs.to_yaml(config)}```\n"
     )
+
+
+def _who(model: VocoderConfig) -> str:
+    if model.speaker_vector_dim:
+        return f"by vectors of {model.speaker_vector_dim} numbers, speaker encoder `{model.speaker_encoder}`"
+    return ", ".join(model.speakers) or "not named"
 
 
 def _initial(config: Config, model: VocoderConfig) -> UnitVocoder:

@@ -15,9 +15,9 @@ ROWS = [  # top to bottom: a module imports from rows below its own, never from 
     {"encode", "shards", "workers", "train", "data", "kmeans_files", "features", "pairs"},
     {"tokenizer", "models", "analysis"},
     {"stream", "recording"},
-    {"encoders", "quantizers", "metrics"},
+    {"encoders", "quantizers", "metrics", "frontends"},
     {"units", "formats", "manifest", "audio", "augment", "config", "pickled", "bpe", "segments", "text", "axis"}
-    | {"soft", "pieces"},
+    | {"soft", "pieces", "voices"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 EXEMPT = {"__init__", "doctor"}  # the lazy names of the package; doctor tries to import everything, by design

@@ -195,3 +195,15 @@ def test_shuffled_control_keeps_the_units_but_not_their_order(corpus_files):
     for row, control in zip(corpus.rows, data.shuffled_rows(corpus, seed=1), strict=True):
         assert sorted(row.units) == sorted(control.units) and row.utterance == control.utterance
         assert not np.array_equal(row.units, control.units)
+
+
+def test_utterances_of_a_speaker_find_each_other():
+    rows = [Utterance("a1", "x", speaker="ann"), Utterance("b1", "x", speaker="bob"), Utterance("n", "x")]
+    found = data.same_speaker([*rows, Utterance("a2", "x", speaker="ann"), Utterance("m", "x")])
+    assert found == {"a1": ["a1", "a2"], "a2": ["a1", "a2"], "b1": ["b1"], "n": ["n"], "m": ["m"]}
+
+
+def test_vectors_stand_side_by_side_where_all_have_one():
+    both = data.stacked([np.ones(3, np.float32), np.zeros(3, np.float32)])
+    assert both.shape == (2, 3) and both[0].sum() == 3
+    assert data.stacked([np.ones(3), None]) is None and data.stacked([]) is None

@@ -16,6 +16,7 @@ PUBLIC = {
     "SoftTokenizer",
     "SoftUnits",
     "Recognizer",
+    "TTS",
     "Tokenizer",
     "Translation",
     "Translator",

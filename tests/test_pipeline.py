@@ -13,6 +13,7 @@ from unitkit.models.wave_cores import IstftConfig
 from unitkit.pipeline import Vocoder, describe, header_of, synthesise
 from unitkit.tokenizer import Tokenizer
 from unitkit.units import FingerprintError, Units, read_units, write_units
+from unitkit.voices import Voices, VoicesError
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = IstftConfig(dim=16, blocks=1, hidden=32)
@@ -108,3 +109,25 @@ def test_header_of_a_bare_fingerprint_needs_the_number_of_units(tokenizer: Token
     assert header_of("0123456789ab", n_units=50, rate_hz=25.0).n_units == 50
     with pytest.raises(ValueError, match="--units"):
         header_of("0123456789ab")
+
+
+def test_units_are_spoken_in_the_voices_of_a_file(tokenizer: Tokenizer, units_file: Path, tmp_path: Path) -> None:
+    """By the utterance's id, else by its speaker; a speaker asked for comes first."""
+    config = VocoderConfig(tokenizer.fingerprint, n_units=100, istft=TINY, speaker_vector_dim=3, speaker_encoder="cafe")
+    UnitVocoder(config).save(tmp_path / "model")
+    vocoder, like = Vocoder.load(tmp_path / "model", device="cpu"), ROOT / "samples" / "en" / "dev.jsonl"
+    units = list(read_units(units_file))
+    draw = np.random.default_rng(0)
+    voices = Voices.of({name: draw.standard_normal(3) for name in ("allison", units[0].id, "eve")}, encoder="cafe")
+    for name, speaker, wanted in (("own", None, (units[0].id, "allison")), ("eve", "eve", ("eve", "eve"))):
+        out = tmp_path / name
+        assert synthesise(vocoder, units_file, out, like=like, voices=voices, speaker=speaker) == 3
+        for row, one, who in zip(read_manifest(out / "manifest.jsonl"), units, wanted, strict=False):
+            wav = vocoder(one, vector=voices[who])
+            assert np.abs(audio.read(row.audio, 16000) - wav.clip(-1, 1)).max() < 1e-3
+    noted = json.loads((tmp_path / "own" / "synthesis.json").read_text())
+    assert noted["voices"] == voices.checksum()
+    with pytest.raises(ValueError, match="--voices"):
+        synthesise(vocoder, units_file, tmp_path / "none")
+    with pytest.raises(VoicesError, match="'other'.*'cafe'"):
+        synthesise(vocoder, units_file, tmp_path / "none", voices=Voices(voices.names, voices.vectors, "other"))

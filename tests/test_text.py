@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unitkit.text import Letters, plain
+from unitkit.text import Letters, marked, plain, sentences
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,45 @@ def test_a_letter_twice_is_refused() -> None:
 
 def test_encoding_is_int64() -> None:
     assert Letters("a").encode("").dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Press 1, or wait...", "press 1, or wait."),
+        ("¿Cómo está? ¡Hola!", "cómo está? hola!"),
+        ("C'est l'été — déjà!", "c'est l'été déjà!"),
+        ("3.5 at 10:30", "3 5 at 10 30"),  # a mark inside a number says nothing of how to speak
+        ("(one) «two»?!", "one two?"),
+        ("wait , then - go", "wait, then go"),
+        ("... ,", ""),
+    ],
+)
+def test_marks_stay_behind_words(text: str, expected: str) -> None:
+    assert marked(text) == expected
+
+
+@given(st.text())
+def test_marked_is_stable_and_says_the_same_words(text: str) -> None:
+    found = marked(text)
+    assert marked(found) == found
+    assert plain(found) == plain(text.replace("…", "."))
+
+
+def test_long_texts_are_cut_where_sentences_end() -> None:
+    text = "One two. Three, four five six! Seven?  Eight nine ten eleven, twelve."
+    assert sentences(text, longest=100) == [" ".join(text.split())]
+    assert sentences(text, longest=30) == ["One two. Three, four five six!", "Seven?", "Eight nine ten eleven, twelve."]
+    found = sentences(text, longest=22)
+    assert found == ["One two.", "Three, four five six!", "Seven?", "Eight nine ten eleven,", "twelve."]
+    assert sentences(text, longest=16)[:3] == ["One two. Three,", "four five six!", "Seven?"]
+    assert sentences(text, longest=1)[:3] == ["One", "two.", "Three,"]
+    assert sentences(" ", longest=5) == []
+
+
+@given(st.lists(st.text(alphabet="abé'", min_size=1, max_size=6)), st.integers(1, 30))
+def test_cutting_loses_no_word(words: list[str], longest: int) -> None:
+    text = ". ".join(words)
+    found = sentences(text, longest=longest)
+    assert " ".join(found) == " ".join(text.split())
+    assert all(len(one) <= longest or " " not in one for one in found)

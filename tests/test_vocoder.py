@@ -96,6 +96,33 @@ def test_a_batch_gives_what_each_sequence_gives_alone(core):
     assert (together[0] - model.generate(units, speaker="b", lang="en")[0]).abs().max() > 1e-3
 
 
+def test_any_voice_can_be_given_as_a_vector(tmp_path):
+    model = small("istft", speaker_vector_dim=6, speaker_encoder="cafe", speaker_dim=8, codebooks=2)
+    units = [torch.randint(0, 20, (n, 2)) for n in (9, 4)]
+    voices = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+    together = model.generate(units, vector=voices)
+    for one, voice, wav in zip(units, voices, together, strict=True):
+        assert (model.generate([one], vector=voice)[0] - wav).abs().max() < 1e-5
+    assert (model.generate(units[:1], vector=voices[1])[0] - together[0]).abs().max() > 1e-3
+    pieces = torch.cat(list(model.stream(units[0], vector=voices[0], seconds=0.05)))
+    assert (pieces - together[0]).abs().max() < 1e-5
+    for wrong, text in ((None, "pass vector="), (voices[0, :5], r"\(5,\): this vocoder takes \(6,\)")):
+        with pytest.raises(VocoderError, match=text):
+            model.generate(units[:1], vector=wrong)
+    model.save(tmp_path)
+    loaded = UnitVocoder.load(tmp_path)
+    assert (loaded.generate(units[:1], vector=voices[0])[0] - together[0]).abs().max() < 1e-5
+
+
+def test_a_vocoder_saved_before_there_were_vectors_is_read(tmp_path):
+    model = small("istft", speakers=("a", "b"), speaker_dim=8)
+    model.save(tmp_path)
+    kept = [line for line in (tmp_path / "config.yaml").read_text().splitlines() if "speaker_vec" not in line]
+    (tmp_path / "config.yaml").write_text("\n".join(line for line in kept if "speaker_enc" not in line))
+    before, after = (net.generate([torch.arange(5)], speaker="b")[0] for net in (model, UnitVocoder.load(tmp_path)))
+    assert (before - after).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("core", SMALL)
 def test_long_sequences_in_chunks_give_the_same_wav(core, monkeypatch):
     model = small(core)

@@ -11,6 +11,7 @@ _HOME = {
     "SoftTokenizer": "pipeline",
     "SoftUnits": "soft",
     "Recognizer": "pipeline",
+    "TTS": "pipeline",
     "Tokenizer": "tokenizer",
     "Translation": "pipeline",
     "Translator": "pipeline",
@@ -28,6 +29,7 @@ _HOME = {
     "write_units": "units",
 }
 __all__ = [
+    "TTS",
     "AudioError",
     "FingerprintError",
     "Recognizer",

@@ -3,6 +3,7 @@ from unitkit.bpe import UnitBPE as UnitBPE
 from unitkit.manifest import Utterance as Utterance
 from unitkit.manifest import read_manifest as read_manifest
 from unitkit.manifest import write_manifest as write_manifest
+from unitkit.pipeline import TTS as TTS
 from unitkit.pipeline import Recognizer as Recognizer
 from unitkit.pipeline import SoftTokenizer as SoftTokenizer
 from unitkit.pipeline import Translation as Translation

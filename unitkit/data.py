@@ -15,6 +15,7 @@ from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest
 from unitkit.models.vocoder import f0_stats, hop_samples, normalise_f0
 from unitkit.units import Units, UnitsHeader, read_header, read_units
+from unitkit.voices import Voices
 
 Key = tuple[int, int]  # (epoch, item): all that a dataset needs to make an example
 SLACK_SECONDS = 0.1  # units and audio may disagree by this much at the end (padding conventions), not more
@@ -104,6 +105,7 @@ class Example:
     features: np.ndarray | None = None  # (frames, dim): soft units
     f0: np.ndarray | None = None  # (frames, 2): normalised log F0 and voicing
     energy: np.ndarray | None = None  # (frames, 1): log energy
+    vector: np.ndarray | None = None  # (n,): whose voice it is
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Batch:
     features: Tensor | None = None
     f0: Tensor | None = None
     energy: Tensor | None = None
+    vector: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on `device`."""
@@ -150,6 +153,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         features=_pad_optional([e.features for e in examples], n_frames),
         f0=_pad_optional([e.f0 for e in examples], n_frames),
         energy=_pad_optional([e.energy for e in examples], n_frames),
+        vector=stacked([e.vector for e in examples]),
     )
 
 
@@ -158,6 +162,12 @@ def _pad(arrays: Sequence[np.ndarray], length: int) -> Tensor:
     for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = array
     return torch.from_numpy(out)
+
+
+def stacked(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+    """Vectors (n,) of all examples as (examples, n); None where they have none."""
+    present = [a for a in arrays if a is not None]
+    return torch.from_numpy(np.stack(present)) if len(present) == len(arrays) and present else None
 
 
 def _pad_optional(arrays: Sequence[np.ndarray | None], length: int) -> Tensor | None:
@@ -310,7 +320,8 @@ class Segments(Dataset):
     """Random aligned segments: item (epoch, i) is always the same one; an utterance counts once per segment length.
 
     An utterance shorter than a segment comes whole (`collate` pads and masks it); with segment_frames=0 all do.
-    `features_dir` holds one `<id>.npy` (frames, dim) of soft units per utterance.
+    `features_dir` holds one `<id>.npy` (frames, dim) of soft units per utterance.  With `voices`, vectors of the
+    utterances, a segment comes with that of any utterance of its speaker, so that it says no more than the voice.
     """
 
     def __init__(
@@ -325,6 +336,7 @@ class Segments(Dataset):
         use_f0: bool = False,
         use_energy: bool = False,
         features_dir: str | os.PathLike[str] | None = None,
+        voices: Voices | None = None,
         seed: int = 0,
     ) -> None:
         self.corpus, self.cache = corpus, cache
@@ -334,6 +346,8 @@ class Segments(Dataset):
         self.langs = _indices(langs, what="language")
         self.prosody, self.use_f0, self.use_energy = prosody, use_f0, use_energy
         self.features_dir = Path(features_dir) if features_dir else None
+        self.voices = voices
+        self.mates = same_speaker([row.utterance for row in corpus.rows]) if voices else {}
         shares = [max(1, round(len(r.units) / segment_frames)) if segment_frames else 1 for r in corpus.rows]
         self.items = np.repeat(np.arange(len(corpus.rows)), shares)
 
@@ -345,11 +359,14 @@ class Segments(Dataset):
         row = self.corpus.rows[self.items[item]]
         total = len(row.units)
         length = min(total, self.segment_frames or total)
-        start = int(np.random.default_rng([self.seed, epoch, item]).integers(total - length + 1))
-        return self.segment(row, start, length)
+        draw = np.random.default_rng([self.seed, epoch, item])
+        start = int(draw.integers(total - length + 1))
+        return self.segment(
+            row, start, length, voice=str(draw.choice(self.mates[row.utterance.id])) if self.mates else None
+        )
 
-    def segment(self, row: Row, start: int, length: int) -> Example:
-        """Frames [start, start + length) of a row."""
+    def segment(self, row: Row, start: int, length: int, *, voice: str | None = None) -> Example:
+        """Frames [start, start + length) of a row, with the speaker vector of the utterance `voice`, or its own."""
         frames, utterance = slice(start, start + length), row.utterance
         return Example(
             id=utterance.id,
@@ -361,6 +378,7 @@ class Segments(Dataset):
             features=self._features(utterance.id, frames),
             f0=self.prosody.normalised_f0(utterance)[frames] if self.use_f0 and self.prosody else None,
             energy=self.prosody.energy[utterance.id][frames, None] if self.use_energy and self.prosody else None,
+            vector=self.voices[voice or utterance.id] if self.voices else None,
         )
 
     def _features(self, id: str, frames: slice) -> np.ndarray | None:
@@ -373,6 +391,14 @@ class Segments(Dataset):
         if len(features) != frames.stop - frames.start:
             raise DataError(f"{path}: too short for frames {frames.start}..{frames.stop} of its units")
         return np.asarray(features, np.float32)
+
+
+def same_speaker(utterances: Sequence[Utterance]) -> dict[str, list[str]]:
+    """For each id the ids of all utterances of its speaker; one whose speaker is not named has only itself."""
+    groups: dict[str, list[str]] = {}
+    for one in utterances:
+        groups.setdefault(one.speaker or f"id {one.id}", []).append(one.id)
+    return {one.id: groups[one.speaker or f"id {one.id}"] for one in utterances}
 
 
 def _indices(names: Sequence[str], *, what: str) -> dict[str, int]:

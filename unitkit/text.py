@@ -8,13 +8,49 @@ from functools import cached_property
 
 import numpy as np
 
+MARKS = ",.?!;:"
 _NOT_SAID = re.compile(r"[^\w']|_")
+_TAIL = re.compile(r"[\W_]*$")
+_ENDS = (r"(?<=[.?!…])\s+", r"(?<=[,;:])\s+", r"\s+")  # of sentences, of clauses, of words
 
 
 def plain(text: str) -> str:
     """Lower case, accents kept, punctuation but the apostrophe gone, one space between words."""
     text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
     return " ".join(word.strip("'") for word in _NOT_SAID.sub(" ", text).split() if word.strip("'"))
+
+
+def marked(text: str) -> str:
+    """As `plain`, with the marks that say how to speak: , . ? ! ; : behind words, one at a time, then a space."""
+    words: list[str] = []
+    for word in text.replace("…", ".").split():
+        tail = _TAIL.search(word)
+        mark = next((sign for sign in (tail[0] if tail else "") if sign in MARKS), "")
+        if said := plain(word):
+            words.append(said + mark)
+        elif words and words[-1][-1] not in MARKS:
+            words[-1] += mark
+    return " ".join(words)
+
+
+def sentences(text: str, *, longest: int) -> list[str]:
+    """A text in pieces of at most `longest` characters: whole sentences, as many as fit.
+
+    A sentence that is longer by itself is cut at its clauses, then between words; a word is never cut.
+    """
+    out: list[str] = []
+    for piece in _cut(" ".join(text.split()), longest, _ENDS):
+        if out and len(out[-1]) + 1 + len(piece) <= longest:
+            out[-1] += f" {piece}"
+        else:
+            out.append(piece)
+    return out
+
+
+def _cut(text: str, longest: int, ends: tuple[str, ...]) -> list[str]:
+    if len(text) <= longest or not ends:
+        return [text] if text else []
+    return [one for part in re.split(ends[0], text) for one in _cut(part, longest, ends[1:])]
 
 
 @dataclass(frozen=True)

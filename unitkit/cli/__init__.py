@@ -5,7 +5,7 @@ import traceback
 
 from rich.markup import escape
 
-from unitkit.cli import checkpoints, convert, encode, formats, info, score, speech, transcribe, translate, verify
+from unitkit.cli import checkpoints, convert, encode, formats, info, score, speech, transcribe, translate, tts, verify
 from unitkit.cli.show import app, errors
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "speech",
     "transcribe",
     "translate",
+    "tts",
     "verify",
 ]
 

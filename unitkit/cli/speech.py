@@ -22,6 +22,9 @@ def vocode(
     speaker: Annotated[str | None, typer.Option(help="Speaker name, for all utterances.")] = None,
     lang: Annotated[str | None, typer.Option(help="Language name, for all utterances.")] = None,
     shuffle: Annotated[int | None, typer.Option(help="Seed: shuffle the frames first (the control).")] = None,
+    voices: Annotated[
+        Path | None, typer.Option(help="Speaker vectors by utterance or speaker, for a vocoder that takes them.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Turn a unit file into speech: a directory with manifest.jsonl and wavs.
@@ -33,6 +36,7 @@ def vocode(
       unitkit vocode units/test.jsonl -m exp/vocoder -o exp/dedup --durations predicted --like data/test.jsonl
     """
     from unitkit.pipeline import Vocoder, synthesise
+    from unitkit.voices import Voices
 
     vocoder = Vocoder.load(model, device=device)
     with progress("vocode", None) as advance:
@@ -45,6 +49,7 @@ def vocode(
             speaker=speaker,
             lang=lang,
             shuffle=shuffle,
+            voices=Voices.load(voices) if voices else None,
             on_progress=lambda _: advance(1),
         )
     console.print(f"{out}/manifest.jsonl: {done} utterances", soft_wrap=True)

@@ -30,6 +30,17 @@ def save_model(
     (folder / "card.md").write_text(card, encoding="utf-8")
 
 
+def kind_of(directory: str | os.PathLike[str]) -> str:
+    """What `save_model` was told that the model of a directory is; "" where it was not made by it."""
+    from safetensors import safe_open
+
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        return ""
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {}).get("unitkit", ""))
+
+
 def read_model(
     directory: str | os.PathLike[str], schema: type[T], *, what: str, error: type[ValueError]
 ) -> tuple[T, dict[str, Tensor]]:

@@ -63,7 +63,9 @@ class VocoderConfig:
     istft: IstftConfig = field(default_factory=IstftConfig)
     unit_dim: int = 128
     speakers: tuple[str, ...] = ()
-    speaker_dim: int = 128  # used when there are two speakers or more
+    speaker_dim: int = 128  # used when there are two speakers or more, or vectors
+    speaker_vector_dim: int = 0  # > 0: a speaker vector is given instead of a name, so that any voice can be
+    speaker_encoder: str = ""  # checksum of the model that made the vectors
     langs: tuple[str, ...] = ()
     lang_dim: int = 64  # used when there are two languages or more
     f0: bool = False
@@ -136,11 +138,13 @@ class UnitVocoder(nn.Module):
         else:
             self.units = nn.ModuleList(nn.Embedding(c.n_units, c.unit_dim) for _ in range(c.codebooks))
         self.speaker = nn.Embedding(len(c.speakers), c.speaker_dim) if len(c.speakers) > 1 else None
+        self.voice = nn.Linear(c.speaker_vector_dim, c.speaker_dim) if c.speaker_vector_dim else None
         self.lang = nn.Embedding(len(c.langs), c.lang_dim) if len(c.langs) > 1 else None
         self.f0 = nn.Linear(2, c.prosody_dim) if c.f0 else None
         self.energy = nn.Linear(1, c.prosody_dim) if c.energy else None
         dim = c.unit_dim + (c.f0 + c.energy) * c.prosody_dim
-        dim += c.speaker_dim * (self.speaker is not None) + c.lang_dim * (self.lang is not None)
+        dim += c.speaker_dim * ((self.speaker is not None) + (self.voice is not None))
+        dim += c.lang_dim * (self.lang is not None)
         match c.core:
             case "hifigan":
                 self.core: nn.Module = HifiganCore(c.hifigan, dim, hop=c.hop)
@@ -171,8 +175,9 @@ class UnitVocoder(nn.Module):
         lang: Tensor | None = None,
         f0: Tensor | None = None,
         energy: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> Tensor:
-        """(batch, dim, frames): what the core hears; `speaker` and `lang` are (batch,) indices."""
+        """(batch, dim, frames): what the core hears; `speaker` and `lang` are (batch,) indices, `vector` (batch, n)."""
         x = self.embed(units)
         parts = [x]
         if self.f0 is not None:
@@ -181,6 +186,8 @@ class UnitVocoder(nn.Module):
             parts.append(self.energy(_given(energy, "energy")))
         if self.speaker is not None:
             parts.append(self.speaker(_given(speaker, "speaker"))[:, None].expand(-1, x.shape[1], -1))
+        if self.voice is not None:
+            parts.append(self.voice(_given(vector, "vector"))[:, None].expand(-1, x.shape[1], -1))
         if self.lang is not None:
             parts.append(self.lang(_given(lang, "lang"))[:, None].expand(-1, x.shape[1], -1))
         return torch.cat(parts, dim=2).transpose(1, 2)
@@ -194,10 +201,11 @@ class UnitVocoder(nn.Module):
         lang: Tensor | None = None,
         f0: Tensor | None = None,
         energy: Tensor | None = None,
+        vector: Tensor | None = None,
         cut: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Wav (batch, frames * hop), zero where `mask` is false, and the duration loss (0 without `cut`)."""
-        x = self.condition(units, speaker=speaker, lang=lang, f0=f0, energy=energy)
+        x = self.condition(units, speaker=speaker, lang=lang, f0=f0, energy=energy, vector=vector)
         wav = self.core(x, None if mask is None else mask[:, None].to(x.dtype))
         if mask is not None:
             wav = wav * mask.repeat_interleave(self.config.hop, dim=1)
@@ -243,6 +251,7 @@ class UnitVocoder(nn.Module):
         f0: Sequence[np.ndarray] | None = None,
         energy: Sequence[np.ndarray] | None = None,
         f0_speaker: str | None = None,
+        vector: np.ndarray | None = None,
     ) -> list[Tensor]:
         """Wavs (frames * hop,) on the CPU for a batch of unit sequences; each is what it would be alone.
 
@@ -251,12 +260,13 @@ class UnitVocoder(nn.Module):
             durations: frames per unit, "predict" to have them predicted, or None for frame-level units.
             f0: Hz per output frame, 0 = unvoiced; normalised by `f0_speaker` (default: the target speaker, if known).
             energy: root mean square per output frame.
+            vector: speaker vector (n,) of all, or (sequences, n).
         """
         if not units:
             return []
         ids = [self._ids(item, expanded=durations is not None) for item in units]
         frames = self._expand(ids, durations)
-        condition, mask = self._heard(frames, speaker, lang, f0, energy, f0_speaker)
+        condition, mask = self._heard(frames, speaker, lang, f0, energy, f0_speaker, vector)
         wavs = torch.cat(list(self._chunks(condition, mask, CHUNK)), dim=1)
         return [wav[: len(f) * self.config.hop].clone() for wav, f in zip(wavs, frames, strict=True)]
 
@@ -271,6 +281,7 @@ class UnitVocoder(nn.Module):
         f0: np.ndarray | None = None,
         energy: np.ndarray | None = None,
         f0_speaker: str | None = None,
+        vector: np.ndarray | None = None,
     ) -> Iterator[Tensor]:
         """What `generate` gives for one sequence, in pieces (samples,) of `seconds`, the first as soon as it is made.
 
@@ -283,7 +294,7 @@ class UnitVocoder(nn.Module):
         with torch.inference_mode():
             frames = self._expand([self._ids(units, expanded=durations is not None)], lengths)
             contours, levels = (None if c is None else [c] for c in (f0, energy))
-            condition, mask = self._heard(frames, speaker, lang, contours, levels, f0_speaker)
+            condition, mask = self._heard(frames, speaker, lang, contours, levels, f0_speaker, vector)
         return (piece[0].clone() for piece in self._chunks(condition, mask, size))
 
     def _heard(
@@ -294,6 +305,7 @@ class UnitVocoder(nn.Module):
         f0: Sequence[np.ndarray] | None,
         energy: Sequence[np.ndarray] | None,
         f0_speaker: str | None,
+        vector: np.ndarray | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The core's condition (batch, dim, frames) and its mask (batch, 1, frames), None where nothing is padded."""
         padded, mask = _pad(frames, self.device)
@@ -310,6 +322,7 @@ class UnitVocoder(nn.Module):
             lang=self._named(lang, self.config.langs, n, what="language"),
             f0=_pad_like(contours, mask, what="f0"),
             energy=_pad_like(levels, mask, what="energy"),
+            vector=self._vectors(vector, n),
         )
         return condition, None if bool(mask.all()) else mask[:, None].float()
 
@@ -376,6 +389,16 @@ class UnitVocoder(nn.Module):
         if name not in known:
             raise VocoderError(f"{what} {name!r} is unknown to this vocoder; known: {', '.join(known) or 'none'}")
         return torch.full((n,), known.index(name), device=self.device)
+
+    def _vectors(self, vector: np.ndarray | None, n: int) -> Tensor | None:
+        dim = self.config.speaker_vector_dim
+        if vector is None or not dim:
+            return None
+        if np.shape(vector) not in ((dim,), (n, dim)):
+            raise VocoderError(
+                f"speaker vector of shape {np.shape(vector)}: this vocoder takes ({dim},) or ({n}, {dim})"
+            )
+        return torch.from_numpy(np.array(vector, np.float32)).to(self.device).expand(n, dim)
 
 
 def _given(value: T | None, name: str) -> T:

@@ -94,6 +94,9 @@ def _describe_model(at: Path) -> tuple[str, dict[str, object]]:
         kind, facts["beside it"] = "converter", _beside(at, ("speaker", "vocoder", "tokenizer"))
     settings = OmegaConf.to_container(OmegaConf.load(at / "config.yaml"))
     assert isinstance(settings, dict)
+    if kind == "tts":
+        beside = [name for name in ("voices.safetensors", "speaker", "vocoder") if (at / name).exists()]
+        facts["beside it"] = ", ".join(beside) or "neither voices nor vocoder"
     return kind, facts | {str(name): value for name, value in settings.items()}
 
 

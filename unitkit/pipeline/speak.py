@@ -17,6 +17,7 @@ from unitkit.recording import read_speech
 from unitkit.soft import SoftUnits, ids_in, read_soft, read_soft_header
 from unitkit.tokenizer import pick_device
 from unitkit.units import Units, check_fingerprint, read_header, read_units
+from unitkit.voices import Voices
 
 if TYPE_CHECKING:
     from unitkit.models.vocoder import UnitVocoder
@@ -54,6 +55,7 @@ class Vocoder:
         f0: np.ndarray | None = None,
         energy: np.ndarray | None = None,
         durations: str | np.ndarray | None = None,
+        vector: np.ndarray | None = None,
     ) -> np.ndarray:
         """Speak `units`.
 
@@ -65,6 +67,7 @@ class Vocoder:
             f0: (frames,) Hz, 0 = unvoiced, for a vocoder trained with F0.
             energy: (frames,), for a vocoder trained with energy.
             durations: frames per reduced unit (runs,), or "predicted": deduplicate first and predict.
+            vector: (n,) says whose voice, for a vocoder trained with speaker vectors.
 
         Raises:
             FingerprintError: the units come from another tokenizer than the vocoder's.
@@ -79,6 +82,7 @@ class Vocoder:
             durations=predict,
             f0=None if f0 is None else [f0],
             energy=None if energy is None else [energy],
+            vector=vector,
         )
         return wav.numpy()
 
@@ -92,6 +96,7 @@ class Vocoder:
         f0: np.ndarray | None = None,
         energy: np.ndarray | None = None,
         durations: str | np.ndarray | None = None,
+        vector: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """What a call gives, in pieces (samples,) of `seconds`, each as soon as it is made."""
         ready, predict = self._ready(units, durations)
@@ -105,6 +110,7 @@ class Vocoder:
             durations=predict,
             f0=f0,
             energy=energy,
+            vector=vector,
         )
         return (piece.numpy() for piece in pieces)
 
@@ -133,6 +139,16 @@ class Vocoder:
         return ready, "predict" if ready.reduced else None
 
 
+def vocoder_beside(folder: Path, given: str | Path | None = None) -> Path:
+    """The vocoder's directory of a model: the one given, else its vocoder/, else a vocoder/ beside it."""
+    found = Path(given) if given is not None else folder / "vocoder"
+    if given is None and not found.is_dir():
+        found = folder.resolve().parent / "vocoder"
+    if not found.is_dir():
+        raise ValueError(f"{found}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
+    return found
+
+
 def synthesise(
     vocoder: Vocoder,
     units: str | Path,
@@ -143,19 +159,23 @@ def synthesise(
     speaker: str | None = None,
     lang: str | None = None,
     shuffle: int | None = None,
+    voices: Voices | None = None,
     on_progress: Callable[[Utterance], None] | None = None,
 ) -> int:
     """Speak a unit file, or a folder of soft units, into `out`: `manifest.jsonl` + wavs.  Returns how many.
 
     Rows of the manifest `like` lend text, speaker and language by id, and their recordings F0 and energy to a vocoder
     trained with them.  Interrupted work goes on; a directory made with other settings is
-    made anew.  `shuffle` is the seed of the frame-shuffled control.
+    made anew.  `shuffle` is the seed of the frame-shuffled control.  `voices` has the speaker vectors, by id or by the
+    name of the speaker, for a vocoder that takes them.
     """
     out = Path(out)
     header = read_soft_header(units) if Path(units).is_dir() else read_header(units)
     check_fingerprint(vocoder.tokenizer, header.tokenizer, what=str(units))
     rows = {row.id: row for row in read_manifest(like)} if like else {}
     settings = _synthesis_settings(vocoder, units, durations, speaker, lang, shuffle)
+    if voices := _voices_for(vocoder, voices):
+        settings["voices"] = voices.checksum()
     reuse = same_settings(out, settings)
     made: list[Utterance] = []
     for one in _units_in(units, shuffle):
@@ -166,11 +186,12 @@ def synthesise(
             f0, energy = _prosody(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
                 one,
-                speaker=_known(row.speaker, vocoder.model.config.speakers, speaker),
+                speaker=None if voices else _known(row.speaker, vocoder.model.config.speakers, speaker),
                 lang=_known(row.lang, vocoder.model.config.langs, lang),
                 f0=f0,
                 energy=energy,
                 durations=durations,
+                vector=_vector(voices, row, speaker) if voices else None,
             )
             audio.write(path, wav, vocoder.sample_rate)
         made.append(replace(row, audio=str(path), start=None, duration=audio.info(path).duration))
@@ -206,6 +227,22 @@ def _prosody(
     wav = np.pad(wav, (0, max(0, n_frames * config.hop - len(wav))))[: n_frames * config.hop]
     f0 = audio.f0(wav, config.sample_rate, hop_samples=config.hop) if config.f0 else None
     return f0, audio.energy(wav, hop_samples=config.hop) if config.energy else None
+
+
+def _voices_for(vocoder: Vocoder, voices: Voices | None) -> Voices | None:
+    """The voices, if the vocoder takes any; an error where it needs others."""
+    c = vocoder.model.config
+    if not c.speaker_vector_dim:
+        return None
+    if voices is None:
+        raise ValueError("this vocoder takes speaker vectors: name a file of them (--voices)")
+    voices.check(c.speaker_encoder, c.speaker_vector_dim, what="the voices for this vocoder")
+    return voices
+
+
+def _vector(voices: Voices, row: Utterance, asked: str | None) -> np.ndarray:
+    """Of the speaker asked for, else of the utterance, else of its speaker."""
+    return voices[asked or (row.id if row.id in voices else row.speaker or row.id)]
 
 
 def _known(name: str | None, names: tuple[str, ...], asked: str | None) -> str | None:

@@ -1,0 +1,157 @@
+"""The recipes of speech from text call what they should, in an order in which everything is there; configs load."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from recipe_files import recipe as recipe_file
+from test_egs_s2st import after, made, of, unmade  # noqa: F401  made is a fixture
+
+from unitkit import audio, config
+from unitkit.manifest import read_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+EGS = ROOT / "egs"
+Calls = Callable[..., list[list[str]]]
+SETS = {f"d/{name}.jsonl" for name in ("train", "dev", "seen", "unseen", "test")}
+
+
+def test_one_model_of_five_languages(made: Calls) -> None:  # noqa: F811
+    calls = made("prompts/tts", "exp=e", "fit.max_steps=7")
+    (prompts,) = of(calls, "prepare.py")
+    assert prompts[0] == "prompts" and prompts[3] == "lang=en,es,fr,it,ru" and prompts[2] == "d/prompts"
+    (say,) = of(calls, "manufacture.py")
+    assert say[0] == "d/made" and after(say, "--forbid") == ["d/prompts/test.jsonl"]
+    joined = {call[0]: call[1:] for call in of(calls, "join.py")}
+    assert joined["d/train.jsonl"] == ["d/prompts/train.jsonl", "d/made/train.jsonl"]
+    assert joined["d/seen.jsonl"] == ["d/prompts/test.jsonl"]
+    assert unmade(calls, SETS) == []
+    (fit,) = of(calls, "fit")
+    assert fit[0] == "d/some.jsonl" and after(fit, "--kind") == ["product"] and after(fit, "--codebooks") == ["2"]
+    encoded = {after(call, "-o")[0]: call[0] for call in of(calls, "encode")}
+    assert encoded == {
+        "e/units/train.jsonl": "d/train.jsonl",
+        "e/units/dev.jsonl": "d/dev.jsonl",
+        "e/seen/units/test.jsonl": "d/seen.jsonl",
+        "e/unseen/units/test.jsonl": "d/unseen.jsonl",
+    }
+    assert not any("test" in path for path in encoded.values())
+
+
+def test_unseen_voices_are_in_nothing_that_is_trained(made: Calls) -> None:  # noqa: F811
+    calls = made("prompts/tts", "exp=e", "fit.max_steps=7")
+    heard = {after(call, "-o")[0].removeprefix("e/voices/"): call for call in of(calls, "speaker_vectors.py")}
+    assert {name: call[:2] for name, call in heard.items()} == {
+        "train.safetensors": ["e/speaker", "d/train.jsonl"],
+        "dev.safetensors": ["e/speaker", "d/dev.jsonl"],
+        "unseen.safetensors": ["e/speaker", "d/test.jsonl"],
+        "all.safetensors": ["e/speaker", "d/test.jsonl"],
+    }
+    assert after(heard["unseen.safetensors"], "--rest") == ["d/unseen.jsonl"]  # not what a voice was taken from
+    assert after(heard["all.safetensors"], "--add") == ["e/characters/voices.safetensors"]
+    (speaker,), (vocoder,), (tts,) = (of(calls, f"train_{name}.py") for name in ("speaker", "vocoder", "tts"))
+    assert {"train_manifest=d/train.jsonl", "dev_manifest=d/dev.jsonl", "unseen_manifest=d/test.jsonl"} <= set(speaker)
+    for call, prefix in ((vocoder, "data.voices_train="), (tts, "voices=")):
+        assert f"{prefix}e/voices/train.safetensors" in call
+        assert not any("seen" in word or "test" in word for word in call)
+    assert "fit.max_steps=7" in tts and "fit.max_steps=7" not in vocoder and "speaker=e/speaker" in tts
+    assert {"model.front=characters", "out=e/characters", "dev_voices=e/voices/dev.safetensors"} <= set(tts)
+
+
+def test_what_is_spoken_and_scored(made: Calls) -> None:  # noqa: F811
+    calls = made("prompts/tts", "exp=e", "front=bytes", "speak", "score", "report")
+    spoken = {after(call, "-o")[0]: call for call in of(calls, "speak")}
+    assert set(spoken) == {f"e/{s}/synth/{name}" for s in ("seen", "unseen") for name in ("bytes", "other")}
+    for out, call in spoken.items():
+        assert call[0] == f"d/{out.split('/')[1]}.jsonl" and after(call, "-m") == ["e/bytes"]
+        assert after(call, "--voices") == ["e/voices/all.safetensors"]
+        assert ("--speaker" in call) == out.endswith("other")
+    again = [after(call, "-o")[0] for call in of(calls, "vocode")]
+    assert again == [f"e/{s}/synth/{name}" for s in ("seen", "unseen") for name in ("units", "shuffled")]
+    for call, name in zip(of(calls, "score"), ("seen", "unseen"), strict=True):
+        assert call[:3] == [f"e/{name}/synth/{system}" for system in ("bytes", "units", "other")]
+        assert after(call, "--control") == [f"e/{name}/synth/shuffled"] and after(call, "--split") == [name]
+        assert after(call, "--reference") == [f"d/{name}.jsonl"]
+    assert [call[0] for call in of(calls, "report")] == ["e/seen", "e/unseen"]
+
+
+def test_unit_by_unit_beside_it(made: Calls) -> None:  # noqa: F811
+    calls = made("prompts/tts-ar", "tts=t", "exp=e", "lang=es", "fit.max_steps=7")
+    sets = {f"e/data/{name}.jsonl" for name in ("train", "dev", "seen", "unseen")}
+    joined = {call[0]: call[1:] for call in of(calls, "join.py")}
+    assert set(joined) == sets and joined["e/data/dev.jsonl"] == ["t/data/dev.jsonl", "--lang", "es"]
+    assert unmade(calls, sets) == []
+    (fit,), (vocoder,), (t2u,) = of(calls, "fit"), of(calls, "train_vocoder.py"), of(calls, "train_s2ut.py")
+    assert after(fit, "--encoder-of") == ["t/exp/tokenizer"] and "--codebooks" not in fit
+    assert "data.voices_dev=t/exp/voices/dev.safetensors" in vocoder and vocoder[0] == "t/conf/vocoder.yaml"
+    assert "train_source=e/data/train.jsonl" in t2u and "train_target=e/data/train.jsonl" in t2u
+    assert "out=e/t2u" in t2u and "out=e/vocoder" in vocoder and "fit.max_steps=7" in t2u  # the one beside the other
+    assert [after(call, "-m")[0] for call in of(calls, "speak")] == ["e/t2u", "t/exp/characters"] * 2
+    (score, _) = of(calls, "score")
+    assert score[:3] == [f"e/seen/synth/{name}" for name in ("t2u", "characters", "units")]
+
+
+def test_ljspeech_runs_the_same_stages_with_one_voice(made: Calls, tmp_path: Path) -> None:  # noqa: F811
+    calls = made("ljspeech/tts", "exp=e")
+    (prepared,) = of(calls, "prepare.py")
+    assert (
+        prepared == ["ljspeech", "c", "d"] and not of(calls, "speaker_vectors.py") and not of(calls, "train_speaker.py")
+    )
+    assert unmade(calls, SETS) == []
+    (fit,), (tts,) = of(calls, "fit"), of(calls, "train_tts.py")
+    assert (
+        after(fit, "--features") == ["hubert-base"] and after(fit, "--layer") == ["6"] and after(fit, "-k") == ["320"]
+    )
+    assert not any("voices" in word or "speaker" in word for word in tts)
+    assert [after(call, "-o")[0] for call in of(calls, "speak")] == ["e/seen/synth/characters"]
+    assert not any("--voices" in call for call in calls)
+
+
+def test_a_small_tree_of_ljspeech_is_learned_from(tmp_path: Path) -> None:
+    """The corpus's shape, its texts and its recordings, through the corpus's parser to the recipe's own model."""
+    root = tmp_path / "LJSpeech-1.1"
+    names = [f"LJ001-{n:04d}" for n in range(30)]
+    for name in names:
+        audio.write(root / "wavs" / f"{name}.wav", 0.1 * np.random.default_rng(0).standard_normal(22050), 22050)
+    (root / "metadata.csv").write_text("".join(f"{name}|Dr. A|doctor {name[-1:]} speaks.\n" for name in names))
+    words = ["ljspeech", str(tmp_path), str(tmp_path / "d"), "dev=40", "test=20"]
+    assert recipe_file("prepare").main(words) == 0
+    rows = {split: list(read_manifest(tmp_path / "d" / f"{split}.jsonl")) for split in ("train", "dev")}
+    assert rows["train"][0].text and rows["train"][0].text.startswith("doctor ") and rows["train"][0].lang == "en"
+    from unitkit.units import UnitsHeader, write_units
+
+    header, draw = UnitsHeader("5a5a5a5a5a5a", 50.0, 320, 2), np.random.default_rng(0)
+    for split, some in rows.items():
+        units = (header.units(draw.integers(0, 320, (50, 2)), row.id) for row in some)
+        write_units(tmp_path / f"{split}.units", header, units)
+    module = recipe_file("train_tts")
+    given = [f"{split}_manifest={tmp_path}/d/{split}.jsonl" for split in rows]
+    given += [f"{split}_units={tmp_path}/{split}.units" for split in rows]
+    built = module.build(config.load(module.Config, EGS / "ljspeech/tts/conf/tts.yaml", given))
+    found = built.model.config
+    assert (found.n_units, found.codebooks, found.dim, found.blocks) == (320, 2, 256, "fft")
+    assert built.train.collate([built.train[0, 0], built.train[0, 1]]).units.shape == (2, 50, 2)
+    assert "d" in found.symbols and "." in found.symbols and found.condition_dim == 0
+
+
+def test_configurations_fit_their_trainers() -> None:
+    tts, vocoder, s2ut = (recipe_file(f"train_{name}") for name in ("tts", "vocoder", "s2ut"))
+    small = config.load(tts.Config, EGS / "prompts/tts/conf/tts.yaml")
+    assert small.size == "small" and small.loss.bind_from < small.fit.max_steps
+    paper = config.load(tts.Config, EGS / "ljspeech/tts/conf/tts.yaml")
+    assert paper.size == "paper" and paper.loss.bind_warmup < paper.loss.bind_from
+    wave = config.load(vocoder.Config, EGS / "prompts/tts/conf/vocoder.yaml")
+    assert wave.model.core == "istft" and wave.model.durations and wave.loss.gan_start < wave.fit.max_steps
+    assert config.load(vocoder.Config, EGS / "ljspeech/tts/conf/vocoder.yaml").model.core == "hifigan"
+    assert config.load(s2ut.Config, EGS / "prompts/tts-ar/conf/t2u.yaml").model.source == "text"
+
+
+def test_paths_of_the_corpus_may_be_relative(tmp_path: Path) -> None:
+    """The stage that calls another recipe hands it paths that hold in any folder."""
+    script = (EGS / "prompts/tts/run.sh").read_text()
+    (line,) = [line for line in script.splitlines() if line.startswith("here()")]
+    done = subprocess.run(
+        ["bash", "-c", f"{line}\nhere a/b; here /a"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [f"{tmp_path}/a/b", "/a"]

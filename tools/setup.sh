@@ -23,7 +23,7 @@ else
 fi
 
 say "installing unitkit and the tested set (constraints.txt)"
-pip install -q -c constraints.txt -e '.[dev,bench,eval,prompts,video,parquet,lhotse,torchaudio,ray,openvino,align]'
+pip install -q -c constraints.txt -e '.[dev,bench,eval,prompts,video,parquet,lhotse,torchaudio,ray,openvino,align,serve]'
 # These pin old versions of packages they do not need; what they do need is installed above.
 pip install -q --no-deps -r tools/no-deps.txt
 

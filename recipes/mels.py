@@ -25,7 +25,7 @@ from unitkit.manifest import Utterance, read_manifest
 from unitkit.pipeline import VoiceConverter
 from unitkit.pipeline.speak import same_settings
 from unitkit.recording import read_speech
-from unitkit.soft import SoftHeader, SoftUnits, path_of, write_soft, write_soft_header
+from unitkit.soft import SoftHeader, SoftUnits, begin_soft, path_of, write_soft
 from unitkit.units import UnitsHeader, write_units
 
 Make = Callable[[Utterance], np.ndarray]
@@ -49,7 +49,6 @@ def converted(converter: VoiceConverter) -> Make:
 def write_mels(rows: Sequence[Utterance], make: Make, out: Path, mel: Mel) -> list[str]:
     """Writes the folder; returns what was left out and why."""
     header, lengths, left = UnitsHeader(mel.fingerprint, mel.rate_hz, 1), {}, []
-    write_soft_header(out, SoftHeader(mel.fingerprint, mel.rate_hz, mel.n_mels))
     with progress("mels", len(rows)) as advance:
         for row in rows:
             try:
@@ -83,9 +82,9 @@ def main(words: Sequence[str]) -> int:
         mel, make = converter.model.config.mel, converted(converter)
         model = {name: value for name, value in converter.settings().items() if name != "vocoder"}
         settings = {"mel": mel.fingerprint} | {name: str(value) for name, value in model.items()}
-    if not same_settings(given.out, dict(settings), files=("units.jsonl",)):
-        for stale in given.out.rglob("*.npy"):
-            stale.unlink()
+    header = SoftHeader(mel.fingerprint, mel.rate_hz, mel.n_mels)
+    if not same_settings(given.out, dict(settings), files=("units.jsonl",)) or not (given.out / "header.json").exists():
+        begin_soft(given.out, header)
     left = write_mels(rows, make, given.out, mel)
     for line in left:
         print(f"left out: {line}", file=sys.stderr)

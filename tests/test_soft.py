@@ -17,7 +17,16 @@ from unitkit.manifest import Utterance, read_manifest, write_manifest
 from unitkit.models.finetune import Hearing
 from unitkit.models.soft import PAPER, Frames, SoftConfig, SoftError, SoftHead, pad_frames
 from unitkit.pipeline import encode_soft
-from unitkit.soft import SoftHeader, SoftUnits, ids_in, read_soft, read_soft_header, write_soft, write_soft_header
+from unitkit.soft import (
+    SoftHeader,
+    SoftUnits,
+    begin_soft,
+    ids_in,
+    read_soft,
+    read_soft_header,
+    write_soft,
+    write_soft_header,
+)
 from unitkit.units import FingerprintError, UnitsError, UnitsHeader, write_units
 
 torch.set_num_threads(1)
@@ -140,12 +149,24 @@ def test_a_corpus_becomes_a_folder(trained: Path, corpus: dict[str, str], tmp_pa
     other = unitkit.SoftTokenizer(soft.listener, soft.head)
     with pytest.raises(FingerprintError, match=soft.fingerprint):
         encode_soft(other, rows, tmp_path / "out")
-    assert encode_soft(other, rows, tmp_path / "out", overwrite=True).encoded == 6
+    with pytest.raises(KeyboardInterrupt):  # stopped after the first: the rest is not the old tokenizer's
+
+        def stop(_: object) -> None:
+            raise KeyboardInterrupt
+
+        encode_soft(other, rows, tmp_path / "out", overwrite=True, on_progress=stop)
+    found = encode_soft(other, rows, tmp_path / "out")
+    assert (found.encoded, found.kept) == (5, 1)
+    np.testing.assert_allclose(read_soft(tmp_path / "out", "dev/3").values, other.encode(rows[3]).values, atol=2e-2)
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UnitsError, match=r"no header\.json"):
         read_soft_header(tmp_path)
+    np.save(tmp_path / "mine.npy", np.zeros(1))
+    with pytest.raises(UnitsError, match=r"mine\.npy and others.*give another folder"):
+        begin_soft(tmp_path, SoftHeader("a" * 12, 50.0, 2))
+    assert (tmp_path / "mine.npy").exists()
     (tmp_path / "header.json").write_text("[]")
     with pytest.raises(UnitsError, match="not a header"):
         read_soft_header(tmp_path)

@@ -60,6 +60,19 @@ def path_of(folder: str | os.PathLike[str], id: str) -> Path:
     return path
 
 
+def begin_soft(folder: str | os.PathLike[str], header: SoftHeader) -> None:
+    """Makes a folder one of soft units, without those that were there: they may be another tokenizer's.
+
+    A folder that has `.npy` files and no header is somebody else's, and an error.
+    """
+    path = Path(folder)
+    if (there := ids_in(path)) and not (path / "header.json").exists():
+        raise UnitsError(f"{path} holds {there[0]}.npy and others, but no header.json: give another folder")
+    for stale in there:  # before the header: a call that stops here leaves nothing under a wrong name
+        path_of(path, stale).unlink()
+    write_soft_header(path, header)
+
+
 def write_soft_header(folder: str | os.PathLike[str], header: SoftHeader) -> None:
     """Makes a folder one of soft units."""
     path = Path(folder) / "header.json"

@@ -18,7 +18,7 @@ from unitkit.manifest import Utterance
 from unitkit.models.listen import Listener
 from unitkit.models.soft import SoftError, SoftHead
 from unitkit.recording import read_speech
-from unitkit.soft import SoftHeader, SoftUnits, ids_in, path_of, read_soft_header, write_soft, write_soft_header
+from unitkit.soft import SoftHeader, SoftUnits, begin_soft, path_of, read_soft_header, write_soft
 from unitkit.tokenizer import pick_device
 from unitkit.units import UnitsError, check_fingerprint
 
@@ -110,6 +110,8 @@ def encode_soft(
 
     Bad files are skipped and listed in the summary and in `rejects.jsonl`; with `strict` the first one raises.
 
+    With `overwrite` what the folder had is taken away first, so that a call that stops can be gone on with as well.
+
     Raises:
         FingerprintError: the folder's soft units are another tokenizer's, and `overwrite` is not set.
         LockedError: another process is writing the folder.
@@ -118,14 +120,11 @@ def encode_soft(
     refuse_duplicates(utterances)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / "header.json"):
-        anew = overwrite or not (out / "header.json").exists()
-        if not anew:
-            check_fingerprint(tokenizer.header.tokenizer, read_soft_header(out).tokenizer, what=str(out))
-        elif (foreign := ids_in(out)) and not overwrite:
-            raise UnitsError(f"{out} holds {foreign[0]}.npy and others, but no header.json: give another folder")
-        write_soft_header(out, tokenizer.header)
+        if overwrite or not (out / "header.json").exists():
+            begin_soft(out, tokenizer.header)
+        check_fingerprint(tokenizer.fingerprint, read_soft_header(out).tokenizer, what=str(out))
         for utterance in utterances:
-            done = _encode_one(tokenizer, utterance, out, anew, summary, strict)
+            done = _encode_one(tokenizer, utterance, out, summary, strict)
             if on_progress:
                 on_progress(done)
         write_rejects(out / "rejects.jsonl", summary.bad)
@@ -134,10 +133,10 @@ def encode_soft(
 
 
 def _encode_one(
-    tokenizer: SoftTokenizer, utterance: Utterance, out: Path, anew: bool, summary: Summary, strict: bool
+    tokenizer: SoftTokenizer, utterance: Utterance, out: Path, summary: Summary, strict: bool
 ) -> Progress:
     length = utterance.duration or 0.0
-    if path_of(out, utterance.id).exists() and not anew:
+    if path_of(out, utterance.id).exists():
         summary.kept += 1
         return Progress(utterance, length, kept=True)
     try:

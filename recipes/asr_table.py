@@ -27,7 +27,7 @@ def read_by(model: Path, units: Path) -> tuple[str, str, str]:
     config = load(Seq2SeqConfig, model / "config.yaml")
     if config.source == "features":
         return f"{config.features}, {config.features_dim} numbers", "–", "–"
-    reader = UnitInput.load(model, config.units_header(), reduced=config.source_reduced, pieces=config.source_pieces)
+    reader = UnitInput.load(model, config.units_header(), reduced=config.source_reduced, bpe=config.source_bpe)
     a_second, bits = reader.rates(read_units(units, tokenizer=config.source_tokenizer))
     what = "runs of units" if reader.reduced else "units, frame by frame"
     what = f"pieces of {what}" if reader.bpe is not None else what

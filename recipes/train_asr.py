@@ -54,6 +54,7 @@ SIZES = {"paper": PAPER_ASR}
 DERIVED = (
     *("target", "source", "tokenizer", "pieces", "langs", "n_units", "rate_hz", "features", "features_dim"),
     *("source_tokenizer", "source_units", "source_codebooks", "source_rate_hz", "source_reduced", "source_pieces"),
+    "source_bpe",
 )
 FILTERBANK = "logmel@100"
 
@@ -232,6 +233,7 @@ def complete(config: Config, pieces: Pieces, ear: Ear) -> Seq2SeqConfig:
         source_rate_hz=h.rate_hz,
         source_reduced=ear.units.reduced,
         source_pieces=len(ear.units.bpe) if ear.units.bpe is not None else 0,
+        source_bpe=ear.units.bpe.fingerprint if ear.units.bpe is not None else "",
         embedding_dim=ear.tokenizer.quantizer.dim if centroids and ear.tokenizer else model.embedding_dim,
     )
 

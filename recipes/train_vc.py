@@ -33,7 +33,7 @@ from unitkit.tokenizer import pick_device
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, Run, fit
 
 Make = Callable[[np.ndarray], np.ndarray]  # a wav to what is kept of it
-DERIVED = ("tokenizer", "n_units", "rate_hz", "speaker_dim")
+DERIVED = ("tokenizer", "n_units", "rate_hz", "speaker_dim", "speaker_encoder")
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,7 @@ def build(config: Config) -> tuple[FrameModel, SpeakerEncoder | None, Voices, Vo
         n_units=h.n_units,
         rate_hz=h.rate_hz,
         speaker_dim=speaker.dim if speaker is not None else 0,
+        speaker_encoder=speaker.checksum() if speaker is not None else "",
     )
     model = FrameModel(settings).to(device)
     if config.wav2vec2:

@@ -299,6 +299,11 @@ def _initial(config: Config, model: VocoderConfig) -> UnitVocoder:
         return UnitVocoder(model)
     loaded = UnitVocoder.load(config.init)
     check_fingerprint(loaded.config.tokenizer, model.tokenizer, what=config.train_units)
+    if (theirs := loaded.config.speaker_encoder) != model.speaker_encoder:
+        raise configs.ConfigError(
+            f"{config.init} takes vectors of speaker encoder {theirs!r}, data.voices_train are of "
+            f"{model.speaker_encoder!r}: make them with that encoder"
+        )
     loaded.unfold()
     return loaded
 

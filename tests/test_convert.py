@@ -64,10 +64,13 @@ def tokenizer() -> Tokenizer:
 def bundle(request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A converter as the recipes leave it, which hears voices itself or by a speaker encoder."""
     path = tmp_path_factory.mktemp("vc") / "converter"
-    model = frame_model(tokenizer, speaker_dim=6 if request.param == "given" else 0)
-    model.save(path)
+    more: dict[str, object] = {}
     if request.param == "given":
-        SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=6))).save(path / "speaker")
+        speaker = SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=6)))
+        speaker.save(path / "speaker")
+        more = {"speaker_dim": 6, "speaker_encoder": speaker.checksum()}
+    model = frame_model(tokenizer, **more)
+    model.save(path)
     vocoder(model).save(path / "vocoder")
     return path
 
@@ -165,7 +168,10 @@ def test_parts_that_do_not_belong_together_are_refused(
         VoiceConverter.load(bundle, vocoder=tmp_path / "names", device="cpu")
     with pytest.raises(ValueError, match="they do not belong together"):
         replace(converter, speaker=SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=7))))
-    FrameModel(replace(model.config, tokenizer="0b0b0b0b0b0b", speaker_dim=0)).save(tmp_path / "strange" / "model")
+    stranger = SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=6)))  # of the same size
+    with pytest.raises(ValueError, match=f"{model.config.speaker_encoder}.*{stranger.checksum()}"):
+        replace(converter, speaker=stranger)
+    FrameModel(replace(model.config, tokenizer="0b0b0b0b0b0b", speaker_dim=0, speaker_encoder="")).save(tmp_path / "strange" / "model")
     if not (BUNDLED / "converter").exists():
         with pytest.raises(ValueError, match="no converter comes with this unitkit: name the directory of one"):
             VoiceConverter.load(device="cpu")

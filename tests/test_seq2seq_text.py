@@ -166,7 +166,7 @@ def test_models_from_before_there_was_text_still_load(tmp_path: Path) -> None:
     model = Seq2Seq(old).eval()
     model.save(tmp_path)
     new = {"target", "pieces", "langs", "source_codebooks", "source_rate_hz", "source_reduced", "source_pieces", "ctc",
-           "embedding_dim", "unit_kernels", "blocks", "branch_hidden", "branch_kernel", "decoder_hidden"}  # fmt: skip
+           "source_bpe", "embedding_dim", "unit_kernels", "blocks", "branch_hidden", "branch_kernel", "decoder_hidden"}  # fmt: skip
     lines = (tmp_path / "config.yaml").read_text().splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in new]
     assert len(lines) - len(kept) == len(new)
@@ -273,3 +273,7 @@ def test_an_encoder_begins_another_models(joint: Seq2Seq) -> None:
     assert torch.equal(model.blocks.norm.weight, joint.blocks.norm.weight)  # type: ignore[union-attr]
     with pytest.raises(Seq2SeqError, match="cannot begin"):
         model.start_from(joint, parts=["ctc"])
+    other = tiny(pieces=20, tokenizer="bbbbbbbbbbbb", source_tokenizer="cccccccccccc")  # as many units, other ones
+    with pytest.raises(Seq2SeqError, match=r"front of units 0123456789ab cannot begin one of units c+: leave"):
+        other.start_from(joint, parts=["encoder", "front"])
+    assert other.start_from(joint, parts=["encoder"])

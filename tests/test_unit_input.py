@@ -81,10 +81,13 @@ def test_units_of_others_are_refused() -> None:
 
 def test_kept_beside_a_model(tmp_path: Path) -> None:
     UnitInput(ONE, bpe=BPE).save(tmp_path)
-    again = UnitInput.load(tmp_path, ONE, reduced=True, pieces=len(BPE))
+    again = UnitInput.load(tmp_path, ONE, reduced=True, bpe=BPE.fingerprint)
     assert again.tokens(corpus()[0]).tolist() == UnitInput(ONE, bpe=BPE).tokens(corpus()[0]).tolist()
-    with pytest.raises(UnitsError, match="reads 7 pieces, but unit_bpe has"):
-        UnitInput.load(tmp_path, ONE, reduced=True, pieces=7)
+    other = UnitBPE.train((u.dedup()[0] for u in corpus()[::2]), len(BPE))
+    assert len(other) == len(BPE) and other.model != BPE.model  # as many pieces, other ones
+    UnitInput(ONE, bpe=other).save(tmp_path)
+    with pytest.raises(UnitsError, match=f"{BPE.fingerprint}', but unit_bpe is '{other.fingerprint}'"):
+        UnitInput.load(tmp_path, ONE, reduced=True, bpe=BPE.fingerprint)
     UnitInput(ONE).save(tmp_path / "plain")
     assert not (tmp_path / "plain").exists() and UnitInput.load(tmp_path, ONE, reduced=False).bpe is None
 

@@ -91,6 +91,11 @@ class UnitBPE:
         ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         return Units(ids, self.rate_hz, self.n_units, self.tokenizer, id, self.reduced)
 
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that change with any piece, and with whose units they are."""
+        return hashlib.sha256(f"{self.tokenizer} {self.reduced} ".encode() + self.model).hexdigest()[:12]
+
     def __len__(self) -> int:
         return int(self._processor.get_piece_size()) - 1
 

@@ -94,6 +94,7 @@ class FrameConfig:
     hearing_hidden: int = 96
     hearing_layers: int = 2
     speaker_dim: int = 0  # of vectors given by a speaker encoder; 0: a third encoder is learned
+    speaker_encoder: str = ""  # checksum of that speaker encoder
     f0_scale: str = "semitones"  # semitones | hz: of F0 from the utterance's mean
     f0: Bins = field(default_factory=lambda: Bins(-16.0, 16.0, 128, 0.4))
     energy_scale: str = "log"  # log | linear: of the length of a frame's spectrum

@@ -360,6 +360,9 @@ class Seq2Seq(nn.Module):
             raise Seq2SeqError(
                 f"a decoder of units of {other.config.tokenizer!r} cannot begin one for {self.config.tokenizer!r}"
             )
+        here, there = (c.reads for c in (self.config, other.config))
+        if "front" in parts and here != there:
+            raise Seq2SeqError(f"a front of {there} cannot begin one of {here}: leave front out of the parts")
         prefixes = tuple(known[part] for part in parts) + (("inner.model.shared.",) if "decoder" in parts else ())
         own, found = self.state_dict(), other.state_dict()
         taken = {k: v for k, v in found.items() if k.startswith(prefixes) and k in own}

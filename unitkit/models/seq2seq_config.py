@@ -36,6 +36,7 @@ class Seq2SeqConfig:
     source_rate_hz: float = 0.0
     source_reduced: bool = True  # source units without repetitions
     source_pieces: int = 0  # of a unit BPE; 0: single units
+    source_bpe: str = ""  # fingerprint of that BPE
     embedding_dim: int = 0  # of source tokens, brought to `dim` by a linear layer; 0: `dim` itself
     source_letters: str = ""
     target_letters: str = ""
@@ -83,6 +84,12 @@ class Seq2SeqConfig:
     def n_targets(self) -> int:
         """Different target tokens: units, or pieces and languages; without pad, bos and eos."""
         return self.n_units if self.target == "units" else self.pieces + len(self.langs)
+
+    @property
+    def reads(self) -> str:
+        """What the front's weights belong to: features, letters, or units and pieces by their fingerprints."""
+        own = {"text": (repr(self.source_letters),), "units": (self.source_tokenizer, self.source_bpe)}
+        return " ".join(filter(None, (self.source, *own.get(self.source, ()))))
 
     def units_header(self) -> UnitsHeader:
         """What source units are."""

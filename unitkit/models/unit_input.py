@@ -93,18 +93,18 @@ class UnitInput:
 
     @classmethod
     def load(
-        cls, directory: str | os.PathLike[str], header: UnitsHeader, *, reduced: bool, pieces: int = 0
+        cls, directory: str | os.PathLike[str], header: UnitsHeader, *, reduced: bool, bpe: str = ""
     ) -> "UnitInput":
-        """Read what `save` wrote; `pieces`: how many the model reads, 0 = units."""
-        if not pieces:
+        """Read what `save` wrote; `bpe`: the fingerprint of the pieces that the model reads, "" = units."""
+        if not bpe:
             return cls(header, reduced)
-        bpe = UnitBPE.load(Path(directory) / FOLDER, tokenizer=header.tokenizer)
-        if len(bpe) != pieces:
+        found = UnitBPE.load(Path(directory) / FOLDER, tokenizer=header.tokenizer)
+        if found.fingerprint != bpe:
             raise UnitsError(
-                f"{directory}: its model reads {pieces} pieces, but {FOLDER} has {len(bpe)}: "
+                f"{directory}: its model reads the pieces of {bpe!r}, but {FOLDER} is {found.fingerprint!r}: "
                 "put back the one that it was trained with"
             )
-        return cls(header, reduced, bpe)
+        return cls(header, reduced, found)
 
 
 def centroid_vectors(quantizer: KMeans) -> Tensor:

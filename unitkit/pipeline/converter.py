@@ -51,10 +51,11 @@ class VoiceConverter:
         v = self.vocoder.model.config
         if len(v.speakers) > 1 or len(v.langs) > 1 or v.f0 or v.energy:
             raise ValueError("the vocoder wants more than mels: train one with data.names=false, without F0 and energy")
-        if (self.speaker.dim if self.speaker is not None else 0) != c.speaker_dim:
+        heard = (self.speaker.dim, self.speaker.checksum()) if self.speaker is not None else (0, "")
+        if heard != (c.speaker_dim, c.speaker_encoder):
             raise ValueError(
-                f"the model takes speaker vectors of {c.speaker_dim} numbers, its speaker encoder gives "
-                f"{self.speaker.dim if self.speaker is not None else 0}: they do not belong together"
+                f"the model takes {c.speaker_dim} numbers of speaker encoder {c.speaker_encoder!r}, the one here gives "
+                f"{heard[0]} and is {heard[1]!r}: they do not belong together"
             )
 
     @classmethod

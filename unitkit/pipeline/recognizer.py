@@ -92,7 +92,7 @@ class Recognizer:
             if tokenizer is not None:
                 raise ValueError(f"{folder} hears features, not units: leave the tokenizer out")
             return cls(model, pieces, Listener.load(folder / "listener", device=where), None, None)
-        units = UnitInput.load(folder, c.units_header(), reduced=c.source_reduced, pieces=c.source_pieces)
+        units = UnitInput.load(folder, c.units_header(), reduced=c.source_reduced, bpe=c.source_bpe)
         return cls(model, pieces, None, units, _tokenizer(folder, c, given=tokenizer, device=where))
 
     @property

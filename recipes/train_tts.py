@@ -111,6 +111,8 @@ def complete(config: Config, corpus: data.Corpus, written: Mapping[str, str], vo
     """The model's config with all that the training set decides."""
     front = FrontEnd.of(config.model.front, written.values())
     header = corpus.header
+    frames = {row.utterance.id: len(row.units) for row in corpus.rows}
+    sizes = [(len(front.encode(text)), frames[name]) for name, text in written.items()]
     return replace(
         replace(PAPER, front=config.model.front) if config.size == "paper" else config.model,
         tokenizer=header.tokenizer,
@@ -118,12 +120,24 @@ def complete(config: Config, corpus: data.Corpus, written: Mapping[str, str], vo
         codebooks=header.codebooks,
         rate_hz=header.rate_hz,
         symbols=front.symbols,
-        longest=max(len(front.encode(text)) for text in written.values()),
+        longest=max((n for n, frames in sizes if n <= frames), default=0),  # of those that are learned from
         langs=corpus.langs,
         speakers=_speakers(corpus) if voices else {},
         speaker_vector_dim=voices.dim if voices else 0,
         speaker_encoder=voices.encoder if voices else "",
     )
+
+
+def usable(what: str, corpus: data.Corpus, voices: Voices | None, *, config: Config) -> data.Corpus:
+    """The corpus without what is too long, or has no speaker vector where there are some."""
+    most = config.data.max_seconds * corpus.header.rate_hz
+    kept = [row for row in corpus.rows if len(row.units) <= most and (voices is None or row.utterance.id in voices)]
+    if left := sorted({row.utterance.id for row in corpus.rows} - {row.utterance.id for row in kept}):
+        why = "are too long" + (" or have no speaker vector" if voices is not None else "")
+        print(f"{what}: {len(left)} utterances {why}; left out: {', '.join(left[:10])}", file=sys.stderr)
+    if not kept:
+        raise data.DataError(f"{what}: none of {len(corpus.rows)} utterances can be learned from")
+    return replace(corpus, rows=kept)
 
 
 def _speakers(corpus: data.Corpus) -> dict[str, list[str]]:
@@ -172,14 +186,14 @@ class Script(Dataset):
         for row in corpus.rows:
             one = row.utterance
             tokens = front.encode(written.get(one.id, ""))
-            if len(row.units) > config.data.max_seconds * model.rate_hz or not 2 < len(tokens) <= len(row.units):
+            if not 2 < len(tokens) <= len(row.units):
                 left.append(one.id)
                 continue
             lang = _known(one.lang or "", model.langs, one.id) if len(model.langs) > 1 else 0
             found = Row(one.id, tokens, row.units, lang, one.speaker or "")
             self.rows += [found] * repeat.get(one.speaker or "", 1)
         if left:
-            why = "have no text or units, are too long, or too short for their text"
+            why = "have no text or units, or are too short for their text"
             names = ", ".join(left[:10])
             print(f"{what}: {len(left)} utterances {why}; left out: {names}", file=sys.stderr)
         if not self.rows:
@@ -288,6 +302,7 @@ def build(config: Config) -> Built:
     voices, dev_voices = (Voices.load(path) if path else None for path in (config.voices, config.dev_voices))
     if voices and dev_voices:
         dev_voices.check(voices.encoder, voices.dim, what=config.dev_voices)
+    train, dev = (usable(*one, config=config) for one in (("train", train, voices), ("dev", dev, dev_voices)))
     written = written_texts(train, config.model.front)
     model = complete(config, train, written, voices)
     return Built(

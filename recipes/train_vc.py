@@ -129,9 +129,9 @@ class Voices(Dataset):
         once = np.repeat(np.arange(len(lengths)), [max(1, round(n / self.size)) for n in lengths])
         self.items, self.shifts = np.tile(once, len(shifts)), np.repeat(np.arange(len(shifts)), len(once))
         self.lengths = [min(lengths[i], self.size) for i in self.items]
-        self.same: dict[str | None, list[int]] = {}
-        for index, row in enumerate(corpus.rows):
-            self.same.setdefault(row.utterance.speaker, []).append(index)
+        index = {row.utterance.id: i for i, row in enumerate(corpus.rows)}
+        mates = data.same_speaker([row.utterance for row in corpus.rows])
+        self.same = [[index[mate] for mate in mates[name]] for name in index]  # of each row, those of its speaker
 
     def _keep(self, shift: float) -> Kept:
         model, speaker, mel = self.model, self.speaker, self.model.config.mel
@@ -185,13 +185,13 @@ class Voices(Dataset):
         kept, units, c = self.kept[self.shifts[item]], self.corpus.rows[index].units, self.model.config
         length = min(len(units), self.size)
         start = int(draw.integers(len(units) - length + 1))
+        start -= start % c.aligned  # else mel frames lie up to one before the units that they are of
         first, m = c.mel_frames(start), c.mel_frames(length)
         found = kept.spectra[index].astype(np.float32)
         contours = self.model.contours(kept.f0[index].astype(np.float32), found[:, -1])
         voice = index
         if self.train and draw.random() < self.config.other:
-            others = self.same[self.corpus.rows[index].utterance.speaker]
-            voice = others[int(draw.integers(len(others)))]
+            voice = self.same[index][int(draw.integers(len(self.same[index])))]
         copies, voices = kept.heard[1:] or kept.heard, kept.voices[1:] or kept.voices
         return Example(
             units=units[start : start + length].astype(np.int64),
@@ -277,10 +277,8 @@ class Validation:
         total = len(voices)
         count = min(config.data.dev_utterances or total, total)
         chosen = sorted((i * total // count for i in range(count)), key=lambda item: voices.lengths[item])
-        size = max(2, config.data.batch)
-        self.batches = [
-            Voices.collate([voices[0, item] for item in chosen[i : i + size]]) for i in range(0, count, size)
-        ]
+        groups = np.array_split(chosen, max(1, count // max(2, config.data.batch)))  # none of one: it has no others
+        self.batches = [Voices.collate([voices[0, int(item)] for item in some]) for some in groups]
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The dev metrics of a model in eval mode."""

@@ -171,7 +171,9 @@ def test_parts_that_do_not_belong_together_are_refused(
     stranger = SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=6)))  # of the same size
     with pytest.raises(ValueError, match=f"{model.config.speaker_encoder}.*{stranger.checksum()}"):
         replace(converter, speaker=stranger)
-    FrameModel(replace(model.config, tokenizer="0b0b0b0b0b0b", speaker_dim=0, speaker_encoder="")).save(tmp_path / "strange" / "model")
+    FrameModel(replace(model.config, tokenizer="0b0b0b0b0b0b", speaker_dim=0, speaker_encoder="")).save(
+        tmp_path / "strange" / "model"
+    )
     if not (BUNDLED / "converter").exists():
         with pytest.raises(ValueError, match="no converter comes with this unitkit: name the directory of one"):
             VoiceConverter.load(device="cpu")

@@ -165,8 +165,9 @@ def test_models_from_before_there_was_text_still_load(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Seq2Seq(old).eval()
     model.save(tmp_path)
-    new = {"target", "pieces", "langs", "source_codebooks", "source_rate_hz", "source_reduced", "source_pieces", "ctc",
-           "source_bpe", "embedding_dim", "unit_kernels", "blocks", "branch_hidden", "branch_kernel", "decoder_hidden"}  # fmt: skip
+    new = {"target", "pieces", "langs", "source_codebooks", "source_rate_hz", "source_reduced", "source_pieces",
+           "source_bpe", "ctc", "embedding_dim", "unit_kernels", "blocks", "branch_hidden", "branch_kernel",
+           "decoder_hidden"}  # fmt: skip
     lines = (tmp_path / "config.yaml").read_text().splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in new]
     assert len(lines) - len(kept) == len(new)

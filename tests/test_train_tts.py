@@ -163,6 +163,22 @@ def test_a_voice_comes_from_another_utterance_of_its_speaker(corpus: Corpus) -> 
     assert np.array_equal(built.dev[0, 1][1], built.dev[5, 1][1])  # the mean of the speaker's
 
 
+def test_utterances_without_a_vector_are_named_and_left_out(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recording that could not be heard has none; no other utterance of its speaker comes with it either."""
+    whole = Voices.load(corpus["voices"])
+    some = {name: whole[name] for name in whole.names if name not in ("train/3", "train/7")}
+    Voices.of(some, encoder=whole.encoder).save(tmp_path / "some")
+    module = recipe("train_tts")
+    config = load(module.Config, None, words(corpus | {"voices": str(tmp_path / "some")}, tmp_path / "out"))
+    built = module.build(config)
+    assert "train: 2 utterances are too long or have no speaker vector; left out: train/3, train/7" in (
+        capsys.readouterr().err
+    )
+    assert len(built.train) == 118 and all(built.train[0, item][1] is not None for item in range(118))
+
+
 def test_the_weight_of_binarisation_rises() -> None:
     loss = recipe("train_tts").LossConfig(bind=2.0, bind_from=10, bind_warmup=20)
     assert [loss.bind_at(step) for step in (0, 10, 20, 30, 99)] == [0, 0, 1, 2, 2]
@@ -195,6 +211,7 @@ def test_one_voice_one_language_bytes(corpus: Corpus, tmp_path: Path, capsys: py
     assert all(name in told for name in ("nowhere", "train/117", "train/118"))
     config = load(TtsConfig, tmp_path / "out" / "config.yaml")
     assert config.symbols == "" and config.condition_dim == 0 and not config.speakers
+    assert config.longest == 10  # of the texts that were learned from, which the one of 99 letters was not
     assert not (tmp_path / "out" / "voices.safetensors").exists()
     with pytest.raises(DataError, match="train: none of 119 utterances"):
         recipe("train_tts").main(words(bare, tmp_path / "x", *more, "data.max_seconds=0.01"))
@@ -331,3 +348,10 @@ def test_a_vocoder_of_any_voice(recordings: list[Utterance], tmp_path: Path) -> 
         one = train[epoch, 0]
         assert any(np.array_equal(one.vector, voices[row.id]) for row in rows[:2])
     assert np.array_equal(train.segment(train.corpus.rows[3], 0, 5).vector, voices[rows[3].id])
+    Voices.of({row.id: draw.random(4) for row in rows[:3]}, encoder="cafe").save(tmp_path / "three")
+    with pytest.raises(DataError, match=rf"1 utterances have no speaker vector \({rows[3].id}\)"):
+        module.main([*given, f"data.voices_train={tmp_path / 'three'}", f"data.voices_dev={tmp_path / 'v'}"])
+    Voices.of({row.id: draw.random(4) for row in rows}, encoder="beef").save(tmp_path / "other")
+    begun = [f"init={tmp_path / 'out'}", *(f"data.voices_{split}={tmp_path / 'other'}" for split in ("train", "dev"))]
+    with pytest.raises(ConfigError, match="takes vectors of speaker encoder 'cafe'.*'beef'"):
+        module.main([*given, *begun])

@@ -1,7 +1,7 @@
 """The trainer of conversion on made speech: two voices that move differently, told apart by ear; resuming; refusals."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from unitkit import audio, augment
 from unitkit.config import ConfigError, load
 from unitkit.data import DataError
+from unitkit.features import FeaturesError
 from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.models.frame import FrameConfig, FrameModel
+from unitkit.models.frame import PAPER, FrameConfig, FrameModel
 from unitkit.models.speaker import SpeakerConfig, SpeakerEncoder, SpeakerNet
 from unitkit.units import FingerprintError, Units, UnitsHeader, read_units, write_units
 
@@ -149,16 +150,26 @@ def test_examples_are_aligned_and_the_same_for_the_same_key(corpus, tmp_path):
     assert np.allclose(one.energy, np.log(lengths), atol=0.01) and one.cut == (False, False)
     contours = net.contours(tracked(wav, RATE, hop_samples=HOP), lengths)
     assert np.allclose(one.f0, contours.f0.numpy(), atol=0.02)
-    for key in ((0, 0), (1, 3), (2, 5)):  # a segment is a piece of its recording, mels and units at the same place
+    assert (net.config.aligned, PAPER.aligned) == (5, 1)
+    for key in (
+        (0, 0),
+        (1, 3),
+        (2, 5),
+        (3, 3),
+        (4, 5),
+    ):  # a segment is a piece of its recording, mels and units at the same place
         part, whole = train[key], train.kept[0].spectra[int(train.items[key[1]])].astype(np.float32)[:, :-1]
         units = train.corpus.rows[int(train.items[key[1]])].units
         at = next(i for i in range(len(units)) if np.array_equal(units[i : i + len(part.units)], part.units))
         assert any(
-            np.array_equal(whole[net.config.mel_frames(s) :][: len(part.mel)], part.mel)
+            s * net.config.ratio % 1 < 1e-9 and np.array_equal(whole[round(s * 1.6) :][: len(part.mel)], part.mel)
             for s in range(at, len(units) - len(part.units) + 1)
         )
     batch = module.Voices.collate([train[0, i] for i in range(4)])
     assert batch.mel.shape[1] == net.config.mel_frames(int(batch.lengths.max()))
+    few = replace(config, data=replace(config.data, batch=2, dev_utterances=5))
+    sizes = [len(one.units) for one in module.Validation(few, dev).batches]
+    assert sum(sizes) == 5 and min(sizes) > 1
     shuffled = module.others(batch)
     assert torch.equal(shuffled.heard, batch.heard.roll(2, 0)) and torch.equal(shuffled.units, batch.units)
     assert torch.equal(shuffled.shifted_lengths, batch.shifted_lengths.roll(2, 0))
@@ -175,10 +186,21 @@ def test_voices_may_be_heard_in_other_recordings_of_the_speaker(corpus, tmp_path
         assert all(own) if same else np.mean(own) < 0.3
         if not same:  # but always the same speaker
             for one, i in zip(heard, train.items, strict=True):
-                speaker = train.corpus.rows[int(i)].utterance.speaker
-                assert any(
-                    np.array_equal(one, train.kept[0].heard[0][k].astype(np.float32)) for k in train.same[speaker]
-                )
+                who = [row.utterance.speaker for row in train.corpus.rows]
+                mates = [k for k in range(len(who)) if who[k] == who[int(i)]]
+                assert any(np.array_equal(one, train.kept[0].heard[0][k].astype(np.float32)) for k in mates)
+
+
+def test_a_recording_whose_speaker_is_not_named_has_its_own_voice(corpus, tmp_path):
+    rows = [replace(row, speaker=None) for row in read_manifest(corpus["train_manifest"])]
+    write_manifest(tmp_path / "nameless.jsonl", rows)
+    module, nameless = recipe("train_vc"), corpus | {"train_manifest": str(tmp_path / "nameless.jsonl")}
+    train = module.build(load(module.Config, None, words(nameless, tmp_path, "data.other=1", "data.heard_seconds=9")))[
+        2
+    ]
+    for item in range(0, len(train), 5):
+        own = train.kept[0].heard[0][int(train.items[item])].astype(np.float32)
+        assert np.array_equal(train[0, item].voice, own)
 
 
 def test_shifted_recordings_count_as_other_voices(corpus, tmp_path):
@@ -247,6 +269,17 @@ def test_wav2vec2_begins_as_its_checkpoint(corpus, tmp_path):
     assert torch.allclose(net.hear(wav), first[0], atol=1e-4)
     with pytest.raises(ConfigError, match=r"is heard with by model\.hearing=wav2vec2 or size=paper"):
         module.main(words(corpus, tmp_path / "x", f"wav2vec2={tmp_path / 'w2v2'}"))
+
+
+def test_a_silent_recording_is_named(corpus, tmp_path):
+    torch.manual_seed(0)
+    SpeakerEncoder(SpeakerNet(SpeakerConfig(hidden=8, layers=1, dim=6))).save(tmp_path / "speaker")
+    rows = list(read_manifest(corpus["dev_manifest"]))
+    audio.write(tmp_path / "silent.wav", np.zeros(round((rows[0].duration or 0) * RATE), np.float32), RATE)
+    write_manifest(tmp_path / "m.jsonl", [replace(rows[0], audio=str(tmp_path / "silent.wav")), *rows[1:]])
+    given = {"train_manifest": str(tmp_path / "m.jsonl"), "train_units": corpus["dev_units"]}
+    with pytest.raises(FeaturesError, match=rf"{rows[0].id} .*silent\.wav.*: a silent recording has no speaker"):
+        recipe("train_vc").main(words(corpus | given, tmp_path / "out", f"speaker={tmp_path / 'speaker'}"))
 
 
 @pytest.mark.parametrize(

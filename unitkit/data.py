@@ -347,6 +347,9 @@ class Segments(Dataset):
         self.prosody, self.use_f0, self.use_energy = prosody, use_f0, use_energy
         self.features_dir = Path(features_dir) if features_dir else None
         self.voices = voices
+        if voices and (nameless := [row.utterance.id for row in corpus.rows if row.utterance.id not in voices]):
+            what = f"{len(nameless)} utterances have no speaker vector"
+            raise DataError(f"{what} ({', '.join(nameless[:10])}): make theirs, or leave them out of the manifest")
         self.mates = same_speaker([row.utterance for row in corpus.rows]) if voices else {}
         shares = [max(1, round(len(r.units) / segment_frames)) if segment_frames else 1 for r in corpus.rows]
         self.items = np.repeat(np.arange(len(corpus.rows)), shares)

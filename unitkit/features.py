@@ -81,7 +81,13 @@ def arrays_of(
     for index, (utterance, path) in enumerate(zip(utterances, paths, strict=True)):
         if not path.exists() or os.path.getmtime(path) < os.path.getmtime(utterance.audio):
             scratch = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-            np.save(scratch, make(index).astype(np.float16))
+            try:
+                made = make(index)
+            except ValueError as error:
+                if utterance.audio in str(error):
+                    raise
+                raise FeaturesError(f"{utterance.id} ({utterance.audio}): {error}") from error
+            np.save(scratch, made.astype(np.float16))
             os.replace(scratch, path)
         if advance:
             advance(utterance.duration or 0.0)

@@ -50,7 +50,7 @@ class Trial:
         found: list[Utterance | None] = []
         for i, one in enumerate(self.reference):
             later = (*self.reference[i + 1 :], *self.reference[:i])
-            same = (o for o in later if o.speaker and o.speaker == one.speaker and o.audio != one.audio)
+            same = (o for o in later if o.speaker and o.speaker == one.speaker and _place(o) != _place(one))
             found.append(next(same, None))
         return found
 
@@ -243,7 +243,7 @@ def _rhythm(trial: Trial) -> dict[str, Three]:
     """Of units as spoken: tempo, durations beside the source's, and how long each unit lasts beside the reference's."""
     made, source, reference = trial.made_units, trial.units("source"), trial.units("reference")
     tempos = [[conversion.tempo(one, trial.rate_hz) for one in side] for side in (made, source, reference)]
-    each = {(u.audio, u.start): one for u, one in zip(trial.source, source, strict=True)}  # a source may come twice
+    each = {_place(u): one for u, one in zip(trial.source, source, strict=True)}  # a source may come twice
     name = signature("tempo_moved", {"unit": "%", "share": "least-squares", "units": "as-spoken"})
 
     def beside(kind: str, pairs: Iterable[np.ndarray]) -> Outcome:
@@ -270,8 +270,13 @@ def _rhythm(trial: Trial) -> dict[str, Three]:
 
 def _peers_units(trial: Trial, reference: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Units of another recording of each reference's speaker, and of the reference."""
-    by_file = {one.audio: units for one, units in zip(trial.reference, reference, strict=True)}
-    return [(by_file[p.audio], r) for p, r in zip(trial.peers, reference, strict=True) if p is not None]
+    by_place = {_place(one): units for one, units in zip(trial.reference, reference, strict=True)}
+    return [(by_place[_place(p)], r) for p, r in zip(trial.peers, reference, strict=True) if p is not None]
+
+
+def _place(one: Utterance) -> tuple[str, float | None]:
+    """Which recording it is: several may lie in one file."""
+    return one.audio, one.start
 
 
 FAMILIES: tuple[tuple[tuple[str, ...], Callable[[Trial], dict[str, Three]]], ...] = (

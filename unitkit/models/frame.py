@@ -8,6 +8,7 @@ high the voice is, which only the vector in the part of F0 may know.  UUVC, Chen
 
 import os
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,12 @@ class FrameConfig:
     def ratio(self) -> float:
         """Mel frames a unit."""
         return self.mel.rate_hz / self.rate_hz
+
+    @property
+    def aligned(self) -> int:
+        """Units from one that begins with a mel frame to the next such; 1 where there is none within a second."""
+        mels = Fraction(self.mel.sample_rate, self.mel.hop) / Fraction(self.rate_hz).limit_denominator(1000)
+        return mels.denominator if mels.denominator <= self.rate_hz else 1
 
     @property
     def heard_hz(self) -> float:

@@ -132,9 +132,7 @@ def encode_soft(
     return summary
 
 
-def _encode_one(
-    tokenizer: SoftTokenizer, utterance: Utterance, out: Path, summary: Summary, strict: bool
-) -> Progress:
+def _encode_one(tokenizer: SoftTokenizer, utterance: Utterance, out: Path, summary: Summary, strict: bool) -> Progress:
     length = utterance.duration or 0.0
     if path_of(out, utterance.id).exists():
         summary.kept += 1

@@ -131,6 +131,21 @@ def test_exact_pitch_keeps_the_sources(converter: VoiceConverter, monkeypatch: p
         converter(ROWS[0], ROWS[1], mode="all", exact_pitch=True)
 
 
+def test_mels_of_another_rate_are_heard_as_in_training(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Of the recording itself: not by way of the tokenizer's 16 kHz, which know nothing above 8 kHz."""
+    model = frame_model(tokenizer, mel=Mel(22050, 256, 20))
+    model.save(tmp_path / "c")
+    vocoder(model).save(tmp_path / "c" / "vocoder")
+    noise = np.random.default_rng(0).normal(0, 0.1, 22050).astype(np.float32)
+    audio.write(tmp_path / "noise.wav", noise, 22050)
+    found, heard = VoiceConverter.load(tmp_path / "c", device="cpu"), []
+    spy = replace(found, model=found.model)
+    found.model.hear = lambda wav: heard.append(wav) or FrameModel.hear(found.model, wav)  # type: ignore[method-assign]
+    spy.convert(tmp_path / "noise.wav", tmp_path / "noise.wav")
+    spy.convert(noise, noise, rate=22050)
+    assert len(heard) == 4 and all(np.allclose(one, noise, atol=1e-4) for one in heard)
+
+
 def test_only_the_first_half_minute_of_a_reference_is_heard(converter: VoiceConverter) -> None:
     wav = np.tile(audio.read(ROWS[1].audio, 16000), 40)[: 31 * 16000]
     long, cut = converter(ROWS[0], wav), converter(ROWS[0], wav[: 30 * 16000])
@@ -175,7 +190,7 @@ def test_parts_that_do_not_belong_together_are_refused(
         tmp_path / "strange" / "model"
     )
     if not (BUNDLED / "converter").exists():
-        with pytest.raises(ValueError, match="no converter comes with this unitkit: name the directory of one"):
+        with pytest.raises(ValueError, match="converter: no such directory, and no bundled model of that name"):
             VoiceConverter.load(device="cpu")
     with pytest.raises(ValueError, match="no vocoder there"):
         VoiceConverter.load(tmp_path / "strange" / "model")

@@ -1,12 +1,12 @@
 """The conversion recipes call what they should, in an order in which everything is there, and their configs load."""
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_calls import EGS, ROOT, of, recorder
 from recipe_files import recipe as recipe_file
 
 from unitkit import audio, augment, config
@@ -14,40 +14,11 @@ from unitkit.manifest import Utterance, hash_split, read_manifest, write_manifes
 from unitkit.metrics.rows import read_scores
 from unitkit.models.frame import MODES, PAPER
 
-ROOT = Path(__file__).resolve().parents[1]
-EGS = ROOT / "egs"
-
 
 @pytest.fixture
 def made(tmp_path: Path):
-    """Run a recipe with programs that only write down how they were called; returns the calls, word by word."""
-    log = tmp_path / "calls"
-    for name in ("unitkit", "python"):
-        program = tmp_path / "bin" / name
-        program.parent.mkdir(exist_ok=True)
-        line = 'for word in "${0##*/}" "$@"; do printf "%q " "$word"; done >> "$CALLS"; echo >> "$CALLS"'
-        program.write_text(f"#!/usr/bin/env bash\n{line}\n")
-        program.chmod(0o755)
-
-    def run(recipe: str, *words: str) -> list[list[str]]:
-        log.write_text("")
-        env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(log)}
-        done = subprocess.run(
-            ["bash", EGS / recipe / "run.sh", f"data={tmp_path}/d", "exp=e", *words],
-            env=env, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return [
-            [word.replace(f"{tmp_path}/", "").replace(f"{ROOT}/recipes/", "") for word in shlex.split(line)]
-            for line in log.read_text().splitlines()
-        ]
-
-    return run
-
-
-def of(calls: list[list[str]], program: str) -> list[list[str]]:
-    """The arguments of every call of a recipe ("mels.py") or a verb ("convert")."""
-    return [call[2:] for call in calls if call[1] == program]
+    """Runs a recipe with programs that only write down how they were called; returns the calls, word by word."""
+    return recorder(tmp_path, f"data={tmp_path}/d", "exp=e")
 
 
 def after(call: list[str], name: str) -> str:
@@ -133,6 +104,12 @@ def test_every_mode_is_converted_and_scored_for_both_sets(made) -> None:
     assert [after(call, "-o") for call in of(calls, "report")] == ["e/seen/report.html", "e/unseen/report.html"]
     (only,) = of(made("prompts/vc", "convert", "sets=unseen", "modes=rhythm"), "convert")
     assert after(only, "-o") == "e/unseen/synth/rhythm"
+
+
+def test_an_encoder_that_is_there_is_not_trained_again(made) -> None:
+    calls = made("prompts/vc", "speaker", "converter", "encoder=there/speaker")
+    (converter,) = of(calls, "train_vc.py")
+    assert not of(calls, "train_speaker.py") and values(converter)["speaker"] == "there/speaker"
 
 
 def test_learned_voices_need_no_encoder(made) -> None:

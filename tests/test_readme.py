@@ -57,6 +57,7 @@ def test_the_python_blocks_run_in_order(tmp_path: Path, env: dict[str, str]) -> 
     _train_translator(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "model.hidden=16", *steps])
     _train_recogniser(tmp_path, env, ["model.dim=16", "model.attention_heads=2", "text.kind=char", *steps])
     _make_converter(tmp_path)
+    _make_speaking(tmp_path)
     python = "".join(block for kind, block in BLOCKS if kind == "python")
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, check=True)
 
@@ -86,6 +87,21 @@ def _train_recogniser(folder: Path, env: dict[str, str], settings: list[str]) ->
     files = [f"{split}_{name}={path}" for split in ("train", "dev") for name, path in named.items()]
     recipe = [sys.executable, str(ROOT / "recipes" / "train_asr.py"), "out=exp/asr", *files, *settings]
     subprocess.run(recipe, cwd=folder, env=env, check=True)
+
+
+def _make_speaking(folder: Path) -> None:
+    """A model of text with two voices, untrained as well."""
+    from unitkit.models.tts import TextToUnits, TtsConfig
+    from unitkit.models.vocoder import UnitVocoder, VocoderConfig
+    from unitkit.models.wave_cores import IstftConfig
+
+    small = IstftConfig(dim=16, blocks=1, hidden=16)
+    letters = TtsConfig("0123456789ab", 9, symbols=" .adehlops", langs=("en", "es"), dim=16)
+    TextToUnits(letters).save(folder / "exp" / "tts")
+    names = ("allison", "june")
+    UnitVocoder(VocoderConfig("0123456789ab", n_units=9, istft=small, speakers=names)).save(
+        folder / "exp" / "tts" / "vocoder"
+    )
 
 
 def _make_converter(folder: Path) -> None:

@@ -19,7 +19,7 @@ from unitkit.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from unitkit.models.tts import TextToUnits, TtsConfig
 from unitkit.models.vocoder import UnitVocoder, VocoderConfig
 from unitkit.models.wave_cores import IstftConfig
-from unitkit.pipeline import TTS, Step, describe, speak
+from unitkit.pipeline import TTS, Step, describe, given, speak
 from unitkit.units import FingerprintError, read_header, read_units
 from unitkit.voices import Voices, VoicesError
 
@@ -198,6 +198,7 @@ def test_a_file_of_more_voices(bundle: Path, tmp_path: Path) -> None:
         ("cab", {"speaker": np.zeros((2, 9), np.float32)}, r"\(2, 9\)"),
         ("cab", {"speaker": np.zeros(9000, np.int16)}, "int16"),
         ("cab", {"speaker": np.zeros(9000, np.float32)}, "silent"),
+        ("cab", {"speaker": np.full(9000, np.nan, np.float32)}, "the wav: holds NaN or infinity"),
         ("cab", {"language": "fr"}, "'fr': this model speaks en, es"),
         ("cab", {"speed": 0}, "between 0.1 and 10"),
         ("cab", {"speed": float("nan")}, "between 0.1 and 10"),
@@ -218,7 +219,9 @@ def test_speed_and_symbols_left_out(tts: TTS) -> None:
     assert tts.line("cab 9 ñ", tts.voice("ann")).left_out == "9ñ"
 
 
-def test_parts_that_do_not_belong_together_are_refused(bundle: Path, tmp_path: Path) -> None:
+def test_parts_that_do_not_belong_together_are_refused(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(words: str, error: type[Exception] = ValueError, **more: object) -> None:
         shutil.rmtree(tmp_path / "v", ignore_errors=True)
         vocoder(**more).save(tmp_path / "v")
@@ -242,6 +245,12 @@ def test_parts_that_do_not_belong_together_are_refused(bundle: Path, tmp_path: P
     shutil.rmtree(bundle.parent / "vocoder")
     with pytest.raises(ValueError, match="no vocoder there.*--vocoder"):
         TTS.load(bundle, device="cpu")
+    monkeypatch.setattr(given, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundled" / "tts").mkdir(parents=True)
+    (tmp_path / "bundled" / "tts" / "config.yaml").touch()
+    assert (tmp_path / "tts").is_dir()  # a folder of that name hides no bundled model
+    assert given.model_folder("tts") == tmp_path / "bundled" / "tts" and given.model_folder("./tts") == Path("tts")
     for name, words in (
         ("nowhere", "no such directory, and no bundled model"),
         (tmp_path / "x", "not a text-to-units model"),

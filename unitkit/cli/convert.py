@@ -25,8 +25,8 @@ def convert(
         Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl, units.jsonl and wavs; or one .wav.")
     ],
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Converter directory; left out: the bundled one.")
-    ] = None,
+        str, typer.Option("--model", "-m", help="Converter directory, or the name of a bundled one.")
+    ] = "converter",
     mode: Annotated[
         str,
         typer.Option(

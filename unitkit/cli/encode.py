@@ -132,9 +132,10 @@ def encode(
 
       unitkit encode train.jsonl -o units.jsonl --shard 3/10    (and the other nine; then unitkit merge units.jsonl)
     """
+    from unitkit.models.storage import kind_of
     from unitkit.workers import Loader, Options
 
-    if tokenizer is not None and _is_soft(Path(tokenizer)):
+    if tokenizer is not None and kind_of(tokenizer) == "soft":
         if shard is not None or workers != 1 or engine != "local" or backend != "auto" or precision is not None:
             raise ValueError(f"{tokenizer} makes soft units: leave out --shard, --workers, --engine, --backend, ...")
         return _encode_soft(tokenizer, inputs, out, strict=strict, overwrite=overwrite, device=device)
@@ -149,11 +150,6 @@ def encode(
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on from here")
         raise
-
-
-def _is_soft(directory: Path) -> bool:
-    """Whether a directory is a soft tokenizer's, which is a model's."""
-    return (directory / "config.yaml").is_file() and not (directory / "tokenizer.json").is_file()
 
 
 def _encode_soft(tokenizer: str, inputs: list[str], out: Path, *, strict: bool, overwrite: bool, device: str) -> None:

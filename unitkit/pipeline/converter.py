@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -15,17 +15,17 @@ from unitkit.augment import limit
 from unitkit.encode import locked, refuse_duplicates
 from unitkit.manifest import ManifestError, Utterance
 from unitkit.models.storage import checksum
+from unitkit.pipeline.given import Speech, as_utterance, model_folder, part_beside, vocoder_beside, wav_of
 from unitkit.pipeline.speak import Vocoder
 from unitkit.pipeline.work import Done, Log, Step, named, part, work
-from unitkit.recording import checked_wav, read_speech
-from unitkit.tokenizer import BUNDLED, Tokenizer, bundled_as, pick_device
+from unitkit.tokenizer import Tokenizer, bundled_as, pick_device
 from unitkit.units import FingerprintError, Units, UnitsHeader, check_fingerprint
 
 if TYPE_CHECKING:
     from unitkit.models.frame import Contours, Converted, FrameModel, Vectors
     from unitkit.models.speaker import SpeakerEncoder
 
-Speech: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
+DEFAULT = "converter"  # name of the bundled model
 LONGEST_REFERENCE = 30.0  # seconds of it that are heard
 
 
@@ -61,7 +61,7 @@ class VoiceConverter:
     @classmethod
     def load(
         cls,
-        directory: str | Path | None = None,
+        directory: str | Path = DEFAULT,
         *,
         tokenizer: str | Path | None = None,
         vocoder: str | Path | None = None,
@@ -75,16 +75,10 @@ class VoiceConverter:
         from unitkit.models.frame import FrameModel
         from unitkit.models.speaker import SpeakerEncoder
 
-        folder, where = Path(directory) if directory is not None else BUNDLED / "converter", pick_device(device)
-        if directory is None and not folder.is_dir():
-            raise ValueError("no converter comes with this unitkit: name the directory of one (--model)")
+        folder, where = model_folder(directory), pick_device(device)
         model = FrameModel.load(folder, device=where)
-        voice = _part(folder, "vocoder", vocoder)
-        if voice is None:
-            raise ValueError(
-                f"{folder / 'vocoder'}: no vocoder there; name the directory of one with vocoder= (--vocoder)"
-            )
-        words = _part(folder, "tokenizer", tokenizer) or bundled_as(model.config.tokenizer)
+        voice = vocoder_beside(folder, vocoder)
+        words = tokenizer or part_beside(folder, "tokenizer") or bundled_as(model.config.tokenizer)
         if words is None:
             raise FingerprintError(
                 f"{folder} takes units of tokenizer {model.config.tokenizer!r}, which is neither in its tokenizer/ nor "
@@ -161,10 +155,10 @@ class VoiceConverter:
     ) -> tuple["Converted", Units]:
         """What a call makes a wav of: the mel with its prosody, and the units at frame level, as they are spoken."""
         wav = self._wav(source, rate)
-        units = self._units(source, wav)
-        contours = self._contours(wav, units) if exact_pitch else None
+        units, heard = self._units(source, wav), self._at_mel(source, wav, rate)
+        contours = self._contours(heard, units) if exact_pitch else None
         made = self.model.convert(
-            units, self._vectors(source, wav), self._reference(reference, rate), mode=mode, contours=contours
+            units, self._vectors(source, heard), self._reference(reference, rate), mode=mode, contours=contours
         )
         return made, units.dedup()[0].expand(made.durations.cpu().numpy())
 
@@ -187,13 +181,7 @@ class VoiceConverter:
 
     def _wav(self, speech: Speech, rate: int | None) -> np.ndarray:
         """At the tokenizer's rate."""
-        hz = self.tokenizer.sample_rate
-        if isinstance(speech, np.ndarray | Tensor):
-            wav = checked_wav(speech, rate or hz, hz)
-            if not np.isfinite(wav).all():
-                raise audio.AudioError("the wav", "holds NaN or infinity")
-            return wav
-        return read_speech(_utterance(speech), hz)
+        return wav_of(speech, self.tokenizer.sample_rate, rate=rate)
 
     def _units(self, speech: Speech, wav: np.ndarray) -> Units:
         """Of the source; an error names it."""
@@ -205,19 +193,21 @@ class VoiceConverter:
 
     def _contours(self, wav: np.ndarray, units: Units) -> "Contours":
         c = self.model.config
-        fitted = c.fitted(self._at_mel(wav), len(units))
+        fitted = c.fitted(wav, len(units))
         hertz = audio.f0(fitted, c.mel.sample_rate, hop_samples=c.unit_hop)
         return self.model.contours(hertz, audio.spectra(fitted, c.mel)[1])
 
-    def _at_mel(self, wav: np.ndarray) -> np.ndarray:
-        return audio.resample(wav, self.tokenizer.sample_rate, self.model.config.mel.sample_rate)
+    def _at_mel(self, speech: Speech, wav: np.ndarray, rate: int | None) -> np.ndarray:
+        """At the mel's rate, as the model heard recordings in training; `wav` is at the tokenizer's."""
+        wanted, had = self.model.config.mel.sample_rate, self.tokenizer.sample_rate
+        return wav if wanted == had else wav_of(speech, wanted, rate=rate or had)
 
     def _reference(self, speech: Speech, rate: int | None) -> "Vectors":
         """Kept for the next source: many are often given one reference."""
-        key = None if isinstance(speech, np.ndarray | Tensor) else part(_utterance(speech))
+        key = None if isinstance(speech, np.ndarray | Tensor) else part(as_utterance(speech))
         if key is None or key not in self._heard:
-            most = round(LONGEST_REFERENCE * self.tokenizer.sample_rate)
-            found = self._vectors(speech, self._wav(speech, rate)[:most])
+            most = round(LONGEST_REFERENCE * self.model.config.mel.sample_rate)
+            found = self._vectors(speech, self._at_mel(speech, self._wav(speech, rate), rate)[:most])
             if key is None:
                 return found
             self._heard.clear()
@@ -226,30 +216,20 @@ class VoiceConverter:
 
     def _vectors(self, speech: Speech, wav: np.ndarray) -> "Vectors":
         name = "the wav" if isinstance(speech, np.ndarray | Tensor) else _names(speech)[0]
-        if not wav.any() or len(wav) < self.tokenizer.encoder.min_samples:
+        rate = self.model.config.mel.sample_rate
+        if not wav.any() or len(wav) / rate < self.tokenizer.encoder.min_samples / self.tokenizer.sample_rate:
             raise audio.AudioError(name, "silent or too short: it has no voice")
         given = None
         if self.speaker is not None:
-            given = self.speaker(audio.resample(wav, self.tokenizer.sample_rate, self.speaker.sample_rate))
+            given = self.speaker(audio.resample(wav, rate, self.speaker.sample_rate))
         with torch.inference_mode():
-            return self.model.vectors(self.model.hear(self._at_mel(wav)), given)
-
-
-def _utterance(speech: str | os.PathLike[str] | Utterance) -> Utterance:
-    return speech if isinstance(speech, Utterance) else Utterance(Path(speech).stem, os.fspath(speech))
+            return self.model.vectors(self.model.hear(wav), given)
 
 
 def _names(speech: str | os.PathLike[str] | Utterance) -> tuple[str, str]:
     """A recording's file and its id."""
-    utterance = _utterance(speech)
+    utterance = as_utterance(speech)
     return utterance.audio, utterance.id
-
-
-def _part(folder: Path, name: str, given: str | Path | None) -> str | Path | None:
-    """A part that was named, or lies in the model's directory or beside it."""
-    if given is not None:
-        return given
-    return next((path for path in (folder / name, folder.resolve().parent / name) if path.is_dir()), None)
 
 
 # ------------------------------------------------------------------------------------------------- many recordings

@@ -6,8 +6,16 @@ from pathlib import Path
 
 from unitkit import audio
 from unitkit.manifest import read_manifest
+from unitkit.models.storage import kind_of
 from unitkit.tokenizer import Tokenizer
 from unitkit.units import UnitsHeader, bitrate, read_header, read_units
+
+PARTS = {  # of a model's directory, by kind
+    "seq2seq": ("listener", "tokenizer", "unit_bpe", "vocoder", "text.model"),
+    "frame": ("speaker", "vocoder", "tokenizer"),
+    "tts": ("voices.safetensors", "speaker", "vocoder"),
+    "soft": ("listener",),
+}
 
 
 def header_of(tokenizer: str, *, n_units: int | None = None, rate_hz: float = 50.0) -> UnitsHeader:
@@ -75,29 +83,24 @@ def _describe_model(at: Path) -> tuple[str, dict[str, object]]:
     from omegaconf import OmegaConf
     from safetensors import safe_open
 
+    kind = kind_of(at) or "model"
     with safe_open(at / "model.safetensors", "np") as file:
-        kind = (file.metadata() or {}).get("unitkit", "model")
         size = sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 no dict
     facts: dict[str, object] = {"parameters": f"{size / 1e6:.2f} M"}
-    if kind == "seq2seq":
-        parts = ("listener", "tokenizer", "unit_bpe", "vocoder")
-        writes = (at / "text.model").is_file()
-        kind = (
-            "recogniser"
-            if writes
-            else "translator"
-            if all((at / n).is_dir() for n in ("listener", "vocoder"))
-            else kind
-        )
-        facts["beside it"] = _beside(at, (*parts, "text.model") if writes else parts)
-    if kind == "frame":
-        kind, facts["beside it"] = "converter", _beside(at, ("speaker", "vocoder", "tokenizer"))
+    if kind in PARTS:
+        facts["beside it"] = _beside(at, PARTS[kind])
     settings = OmegaConf.to_container(OmegaConf.load(at / "config.yaml"))
     assert isinstance(settings, dict)
-    if kind == "tts":
-        beside = [name for name in ("voices.safetensors", "speaker", "vocoder") if (at / name).exists()]
-        facts["beside it"] = ", ".join(beside) or "neither voices nor vocoder"
-    return kind, facts | {str(name): value for name, value in settings.items()}
+    return _title(at, kind), facts | {str(name): value for name, value in settings.items()}
+
+
+def _title(at: Path, kind: str) -> str:
+    """What a model of a kind is called, by what stands beside it."""
+    if kind == "seq2seq" and (at / "text.model").is_file():
+        return "recogniser"
+    if kind == "seq2seq" and all((at / name).is_dir() for name in ("listener", "vocoder")):
+        return "translator"
+    return {"frame": "converter"}.get(kind, kind)
 
 
 def _beside(at: Path, parts: tuple[str, ...]) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unitkit import audio
 from unitkit.manifest import Utterance
-from unitkit.recording import Recording, checked_wav, of_utterance
+from unitkit.recording import Recording, checked_wav, of_utterance, read_speech
+from unitkit.tokenizer import BUNDLED
 
 if TYPE_CHECKING:
     from unitkit.models.listen import Listener
@@ -45,6 +46,41 @@ def hear(listener: "Listener", speech: Speech, *, rate: int | None, most: int) -
         found, allowed = (n / listener.rate_hz for n in (len(features), most))
         raise audio.AudioError(recording.name, f"too long: {found:.1f} s, but this model takes {allowed:.1f} s at most")
     return Heard(features, recording.name, recording.label)
+
+
+def wav_of(speech: Speech, hz: int, *, rate: int | None = None) -> np.ndarray:
+    """Samples (samples,) at `hz` Hz of a path, an utterance or a wav at `rate` Hz, by default at `hz`."""
+    if not isinstance(speech, np.ndarray | Tensor):
+        return read_speech(as_utterance(speech), hz)
+    wav = checked_wav(speech, rate or hz, hz)
+    if not np.isfinite(wav).all():
+        raise audio.AudioError("the wav", "holds NaN or infinity")
+    return wav
+
+
+def model_folder(name_or_directory: str | os.PathLike[str]) -> Path:
+    """The directory of a bundled model, by its name, or any other; ./name is never a bundled one."""
+    name = os.fspath(name_or_directory)
+    if name == Path(name).name and (BUNDLED / name / "config.yaml").is_file():
+        return BUNDLED / name
+    if not Path(name).is_dir() and name == Path(name).name:
+        raise ValueError(f"{name}: no such directory, and no bundled model of that name; name a directory (--model)")
+    return Path(name)
+
+
+def part_beside(folder: Path, name: str, given: str | os.PathLike[str] | None = None) -> Path | None:
+    """A part of a model: the one given, else in its directory, else beside that; None where there is none."""
+    places = (folder / name, folder.resolve().parent / name) if given is None else (Path(given),)
+    return next((path for path in places if path.is_dir()), None)
+
+
+def vocoder_beside(folder: Path, given: str | os.PathLike[str] | None = None) -> Path:
+    """The vocoder's directory of a model, as `part_beside` finds it."""
+    found = part_beside(folder, "vocoder", given)
+    if found is None:
+        place = folder / "vocoder" if given is None else given
+        raise ValueError(f"{place}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
+    return found
 
 
 def as_utterance(speech: str | os.PathLike[str] | Utterance) -> Utterance:

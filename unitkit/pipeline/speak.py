@@ -139,16 +139,6 @@ class Vocoder:
         return ready, "predict" if ready.reduced else None
 
 
-def vocoder_beside(folder: Path, given: str | Path | None = None) -> Path:
-    """The vocoder's directory of a model: the one given, else its vocoder/, else a vocoder/ beside it."""
-    found = Path(given) if given is not None else folder / "vocoder"
-    if given is None and not found.is_dir():
-        found = folder.resolve().parent / "vocoder"
-    if not found.is_dir():
-        raise ValueError(f"{found}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
-    return found
-
-
 def synthesise(
     vocoder: Vocoder,
     units: str | Path,

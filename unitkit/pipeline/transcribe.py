@@ -12,7 +12,7 @@ from unitkit.encode import locked, refuse_duplicates, rejects_of, write_rejects
 from unitkit.manifest import Utterance, atomic_text, read_manifest, write_manifest
 from unitkit.pipeline.given import Heard, check_sizes
 from unitkit.pipeline.recognizer import BATCH, Recognizer, Transcript
-from unitkit.pipeline.work import named, noted_rows
+from unitkit.pipeline.work import named, noted_rows, part
 from unitkit.units import Units, read_units
 
 
@@ -194,8 +194,8 @@ class _Log:
     def kept(self, source: Source) -> Utterance | None:
         """The row made of the same part of the same file, unless the file has changed since."""
         row, when = self._rows.get(source.utterance.id, (None, 0.0))
-        if row is None or _part(row) != _part(source.utterance) or _changed(source.file) > when:
-            return None
+        if row is None or part(row)[:3] != part(source.utterance)[:3] or _changed(source.file) > when:
+            return None  # whoever speaks
         return replace(source.utterance, text=row.text, lang=source.utterance.lang or row.lang)
 
     def add(self, source: Source, row: Utterance) -> None:
@@ -218,12 +218,6 @@ class _Log:
     def _noted(self) -> Iterator[tuple[Utterance, float]]:
         for row in noted_rows(self.partial):
             yield Utterance(**row["row"]), row["when"]
-
-
-def _part(utterance: Utterance) -> tuple[str | float | None, ...]:
-    """Which samples an utterance is; its duration only counts where it cuts."""
-    cut = utterance.duration if utterance.start is not None else None
-    return os.path.realpath(utterance.audio), utterance.start, cut
 
 
 def _changed(path: str) -> float:

@@ -12,7 +12,7 @@ from torch import from_numpy
 from unitkit.encode import locked, refuse_duplicates
 from unitkit.manifest import Utterance
 from unitkit.models.storage import checksum
-from unitkit.pipeline.given import Heard, Speech, by_length, check_sizes, hear
+from unitkit.pipeline.given import Heard, Speech, by_length, check_sizes, hear, vocoder_beside
 from unitkit.pipeline.speak import Vocoder
 from unitkit.pipeline.work import Done, Log, Step, named, part, work
 from unitkit.text import Letters
@@ -82,11 +82,7 @@ class Translator:
                 f"{folder} cannot hear: its source is {model.config.source} and it has {'a' if hears else 'no'} "
                 "listener/; a translator of speech has source=features and a listener; train_s2ut.py writes both"
             )
-        voice = folder / "vocoder" if vocoder is None else Path(vocoder)
-        if vocoder is None and not voice.is_dir():
-            voice = folder.resolve().parent / "vocoder"
-        if not voice.is_dir():
-            raise ValueError(f"{voice}: no vocoder there; name the directory of one with vocoder= (--vocoder)")
+        voice = vocoder_beside(folder, vocoder)
         listener = None if reads else Listener.load(folder / "listener", device=where)
         return cls(model, listener, Vocoder.load(voice, device=where))
 

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 from torch import Tensor, from_numpy
 
-from unitkit import audio
 from unitkit.frontends import write
-from unitkit.manifest import Utterance
-from unitkit.pipeline.speak import Vocoder, vocoder_beside
-from unitkit.recording import read_speech
+from unitkit.pipeline.given import Speech, model_folder, vocoder_beside, wav_of
+from unitkit.pipeline.speak import Vocoder
 from unitkit.text import Letters, plain, sentences
 from unitkit.tokenizer import pick_device
 from unitkit.units import Units, check_fingerprint
@@ -26,11 +24,10 @@ if TYPE_CHECKING:
     from unitkit.models.seq2seq import Seq2Seq
     from unitkit.models.tts import TextToUnits
 
-Speaker: TypeAlias = str | os.PathLike[str] | Utterance | np.ndarray | Tensor
+Speaker: TypeAlias = Speech  # or a name
 BATCH = 8  # texts spoken together
 LONGEST = 120  # characters at once, of models that do not say what they were trained on
-BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
-DEFAULT = "tts"
+DEFAULT = "tts"  # name of the bundled model
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +115,7 @@ class TTS:
         from unitkit.models.storage import kind_of
         from unitkit.models.tts import TextToUnits
 
-        folder, where = _found(directory), pick_device(device)
+        folder, where = model_folder(directory), pick_device(device)
         model: TextToUnits | Seq2Seq
         if kind_of(folder) == "seq2seq":
             model, known = Seq2Seq.load(folder, device=where), {}
@@ -250,13 +247,10 @@ class TTS:
 
     def _heard(self, speaker: Speaker, rate: int | None) -> np.ndarray:
         """The vector (dim,) of a recording."""
-        if isinstance(speaker, np.ndarray | Tensor):
-            wav = speaker.detach().cpu().numpy() if isinstance(speaker, Tensor) else speaker
-            if wav.ndim != 1 or wav.dtype.kind != "f":
-                raise ValueError(f"a speaker's wav is float (samples,), mono, not {wav.dtype} of shape {wav.shape}")
-            if len(wav) == self._vector_dim:
-                return np.asarray(wav / max(float(np.linalg.norm(wav)), 1e-9), np.float32)
-        elif isinstance(speaker, str) and not os.path.exists(speaker):
+        if isinstance(speaker, np.ndarray | Tensor) and tuple(speaker.shape) == (self._vector_dim,):
+            vector = np.asarray(speaker, np.float32)
+            return vector / np.float32(max(float(np.linalg.norm(vector)), 1e-9))
+        if isinstance(speaker, str) and not os.path.exists(speaker):
             names = ", ".join(self.speakers) or "none"
             raise ValueError(f"speaker {speaker!r} is neither a known voice nor a recording; known voices: {names}")
         if self.encoder is None:
@@ -264,13 +258,7 @@ class TTS:
                 f"speaker {_short(speaker)}: this model has no speaker/ to hear new voices with; known voices: "
                 f"{', '.join(self.speakers) or 'none'}"
             )
-        hz = self.encoder.sample_rate
-        if isinstance(speaker, np.ndarray | Tensor):
-            wav = wav.astype(np.float32) if rate in (None, hz) else audio.resample(wav.astype(np.float32), rate, hz)
-        else:
-            one = speaker if isinstance(speaker, Utterance) else Utterance("voice", os.fspath(speaker))
-            wav = read_speech(one, hz)
-        return self.encoder(wav)
+        return self.encoder(wav_of(speaker, self.encoder.sample_rate, rate=rate))
 
     @property
     def _vector_dim(self) -> int:
@@ -391,15 +379,6 @@ class TTS:
 def _vectors(config: Any) -> tuple[str, int]:
     """Which speaker encoder's vectors a model takes, and their size; 0 where it takes none."""
     return getattr(config, "speaker_encoder", ""), getattr(config, "speaker_vector_dim", 0)
-
-
-def _found(directory: str | Path) -> Path:
-    """A directory, or a bundled model by name."""
-    if (folder := Path(directory)).exists() or len(folder.parts) > 1:
-        return folder
-    if (BUNDLED / folder / "config.yaml").is_file():
-        return BUNDLED / folder
-    raise ValueError(f"{directory}: no such directory, and no bundled model of that name; name a directory (--model)")
 
 
 def _encoder(folder: Path, device: str) -> SpeakerModel | None:

@@ -11,7 +11,7 @@ variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads 
     modes="copy rhythm pitch-energy prosody speaker exact-speaker all" metrics=all quality=dnsmos recognizer=auto -- "$@"
 cd "$home" # paths are relative to the recipe's own folder
 [[ ! $features || $tokenizer != mini ]] || tokenizer=$exp/tokenizer
-own=$exp/speaker d=$exp/data; [[ $encoder == own ]] || own=
+d=$exp/data own=$encoder; case $encoder in own) own=$exp/speaker ;; learned) own= ;; esac # else a directory
 read -ra how <<<"$mel"; read -ra ways <<<"$modes"; IFS=, read -ra held <<<"$unseen"
 taught() { keys=(); for s in train dev; do keys+=("${s}_manifest=$d/$s.jsonl" "${s}_units=${1/\%s/$s}"); done; } # unit files, %s for the split
 vocode() { taught "$exp/mels/$1%s/units.jsonl"; recipe train_vocoder "conf/$2.yaml" out="$3" data.names=false "${keys[@]}" \
@@ -28,7 +28,7 @@ data() { # {train,dev}, sources of the test, and voices seen and unseen
     recipe join "$d/unseen.jsonl" "$3" "${held[@]/#/--speaker=}"; }
 units() { [[ ! $features ]] || skipping unitkit fit "$d/train.jsonl" -o "$tokenizer" --features "$features" ${layer:+--layer "$layer"} -k "$units"
     for s in train dev; do skipping unitkit encode "$d/$s.jsonl" -t "$tokenizer" -o "$exp/units/$s.jsonl"; done; }
-speaker() { [[ ! $own ]] || recipe train_speaker conf/speaker.yaml out="$own" train_manifest="$d/train.jsonl" \
+speaker() { [[ $encoder != own ]] || recipe train_speaker conf/speaker.yaml out="$own" train_manifest="$d/train.jsonl" \
     dev_manifest="$d/dev.jsonl" unseen_manifest="$d/unseen.jsonl"; }
 converter() { taught "$exp/units/%s.jsonl"; recipe train_vc "conf/$conf.yaml" out="$exp/converter" ${own:+speaker="$own"} "${keys[@]}" "${overrides[@]}"; }
 vocoder() { for s in train dev; do skipping recipe mels "$d/$s.jsonl" -o "$exp/mels/$s" "${how[@]}"; done; vocode "" vocoder "$exp/vocoder"; }

@@ -173,7 +173,7 @@ class VoiceConverter:
         return {
             "model": checksum(self.model.config, self.model.state_dict()),
             "speaker": self.speaker.checksum() if self.speaker is not None else None,
-            "vocoder": self.vocoder.model.checksum(),
+            "vocoder": self.vocoder.checksum(),
             "tokenizer": self.tokenizer.fingerprint,
         }
 

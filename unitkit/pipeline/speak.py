@@ -20,6 +20,7 @@ from unitkit.units import Units, check_fingerprint, read_header, read_units
 from unitkit.voices import Voices
 
 if TYPE_CHECKING:
+    from unitkit.models.acoustic import AcousticModel
     from unitkit.models.vocoder import UnitVocoder
 
 
@@ -28,13 +29,22 @@ class Vocoder:
     """Units to speech: `Vocoder.load("exp/vocoder")(units, speaker="allison")` gives a wav (samples,) float32."""
 
     model: "UnitVocoder"
+    acoustic: "AcousticModel | None" = None  # where units become mels first, which `model` speaks
 
     @classmethod
     def load(cls, directory: str | Path, *, device: str = "auto") -> "Vocoder":
-        """Load a model directory written by `recipes/train_vocoder.py`."""
+        """Load a model directory of `recipes/train_vocoder.py`, or of `train_acoustic.py` with its `vocoder/`."""
+        from unitkit.models.acoustic import AcousticModel
+        from unitkit.models.storage import kind_of
         from unitkit.models.vocoder import UnitVocoder
 
-        return cls(UnitVocoder.load(directory, device=pick_device(device)))
+        folder, where = Path(directory), pick_device(device)
+        if kind_of(folder) != "acoustic":
+            return cls(UnitVocoder.load(folder, device=where))
+        acoustic = AcousticModel.load(folder, device=where)
+        model = UnitVocoder.load(vocoder_beside(folder), device=where)
+        check_fingerprint(acoustic.config.mel.fingerprint, model.config.tokenizer, what=f"the vocoder for {folder}")
+        return cls(model, acoustic)
 
     @property
     def sample_rate(self) -> int:
@@ -44,7 +54,11 @@ class Vocoder:
     @property
     def tokenizer(self) -> str:
         """Fingerprint of the tokenizer whose units it was trained on."""
-        return self.model.config.tokenizer
+        return (self.acoustic or self.model).config.tokenizer
+
+    def checksum(self) -> str:
+        """Hex digits that change with any weight."""
+        return self.model.checksum() + (self.acoustic.checksum() if self.acoustic else "")
 
     def __call__(
         self,
@@ -117,6 +131,8 @@ class Vocoder:
     def durations(self, units: Units) -> np.ndarray:
         """Frames (runs,) int64 that a call would give each of the reduced `units`."""
         check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
+        if self.acoustic:
+            raise ValueError("this vocoder predicts no durations: its units are one a frame")
         if not len(units):
             return np.zeros(0, np.int64)
         (frames,) = self.model.predict_durations([torch.from_numpy(units.ids).to(self.model.device)])
@@ -125,14 +141,21 @@ class Vocoder:
     def _ready(
         self, units: Units | SoftUnits, durations: str | np.ndarray | None
     ) -> tuple[Units | np.ndarray, str | None]:
-        """What the model takes: units, with "predict" where they are reduced, or soft units as they are."""
+        """What the model takes: units, with "predict" where they are reduced, soft units as they are, or mels."""
         if isinstance(durations, str) and durations not in ("predicted", "frames"):
             raise ValueError(f"durations {durations!r}: known are 'frames', 'predicted', or an array of frames")
         check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
-        if isinstance(units, SoftUnits):
+        if isinstance(units, SoftUnits) or self.acoustic:
             if durations not in (None, "frames"):
-                raise ValueError(f"durations {durations!r}: soft units are one a frame; leave durations out")
-            return units.values, None
+                raise ValueError(
+                    f"durations {durations!r}: what this vocoder speaks is one a frame; leave durations out"
+                )
+            frames = units.values if isinstance(units, SoftUnits) else units.ids
+            if isinstance(units, Units) and units.reduced:
+                raise ValueError(
+                    f"units {units.id!r} are reduced: this vocoder predicts no durations, give it all frames"
+                )
+            return (self.acoustic.generate([frames])[0] if self.acoustic and len(frames) else frames), None
         if durations is not None and not isinstance(durations, str):
             return units.expand(np.asarray(durations)), None
         ready = units.dedup()[0] if durations == "predicted" and not units.reduced else units
@@ -258,7 +281,7 @@ def _synthesis_settings(
     vocoder: Vocoder, units: str | Path, durations: str, speaker: str | None, lang: str | None, shuffle: int | None
 ) -> dict[str, object]:
     return {
-        "vocoder": vocoder.model.checksum(),
+        "vocoder": vocoder.checksum(),
         "units": _checksum(Path(units)),
         "tokenizer": vocoder.tokenizer,
         "durations": durations,

@@ -166,7 +166,7 @@ class Translator:
         facts = {
             "model": checksum(self.model.config, self.model.state_dict()),
             "listener": self.listener.settings() if self.listener is not None else "text",
-            "vocoder": self.vocoder.model.checksum(),
+            "vocoder": self.vocoder.checksum(),
             "tokenizer": self.vocoder.tokenizer,
         }
         return dict(json.loads(json.dumps(facts, default=str)))

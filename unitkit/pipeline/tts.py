@@ -369,7 +369,7 @@ class TTS:
 
         facts = {
             "model": checksum(self.model.config, self.model.state_dict()),
-            "vocoder": self.vocoder.model.checksum(),
+            "vocoder": self.vocoder.checksum(),
             "voices": self.voices.checksum() if self.voices is not None else "",
             "tokenizer": self.vocoder.tokenizer,
         }

@@ -1,0 +1,198 @@
+"""Trains an acoustic model: python recipes/train_acoustic.py [conf.yaml] train_units=... train_mels=... key=value ...
+
+Units of one voice, or its soft units (folders, in place of unit files), to its mels (folders of recipes/mels.py).  A
+vocoder of such mels in `vocoder/` of the model's directory makes it a system that `unitkit vocode` speaks with.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.utils.data import Dataset
+
+from unitkit import config as configs
+from unitkit import data
+from unitkit.models.acoustic import AcousticBatch, AcousticConfig, AcousticModel, pad_acoustic
+from unitkit.models.vocoder import n_parameters
+from unitkit.soft import ids_in, path_of, read_soft, read_soft_header
+from unitkit.train import FitConfig, FitResult, OptimConfig, Part, fit, supervised
+from unitkit.units import check_fingerprint, read_header, read_units
+
+DERIVED = ("tokenizer", "rate_hz", "n_units", "features_dim")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How utterances are cut up."""
+
+    batch: int = 16
+    segment_frames: int = 150  # of units; 0 = whole utterances
+    dev_utterances: int = 32  # validated on, evenly spread over the dev set; 0 = all
+
+
+@dataclass(frozen=True)
+class Config:
+    """The recipe's configuration; what the units say about themselves is never written here."""
+
+    train_units: str = ""  # unit file, or folder of soft units
+    train_mels: str = ""  # folder of recipes/mels.py
+    dev_units: str = ""
+    dev_mels: str = ""
+    out: str = "exp/acoustic"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: AcousticConfig = field(default_factory=AcousticConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, betas=(0.8, 0.99), warmup=100))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(max_steps=4000, ema=0.99, clip=1.0))
+
+
+def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What units say of themselves, by the names of the model's config; frames (n,) or (n, dim) of each utterance."""
+    if Path(path).is_dir():
+        soft = read_soft_header(path)
+        facts = {"tokenizer": soft.tokenizer, "rate_hz": soft.rate_hz, "features_dim": soft.dim}
+        return facts, {name: read_soft(path, name).values for name in ids_in(path)}
+    header, found = read_header(path), {one.id: one for one in read_units(path)}
+    if header.codebooks != 1 or any(one.reduced for one in found.values()):
+        raise data.DataError(f"{path}: one codebook and a unit for every frame are wanted here")
+    facts = {"tokenizer": header.tokenizer, "rate_hz": header.rate_hz, "n_units": header.n_units}
+    return facts, {name: one.ids.astype(np.int64) for name, one in found.items()}
+
+
+class Spoken(Dataset):
+    """Segments of units with their mels; item (epoch, i) is always the same one."""
+
+    def __init__(self, units: str, mels: str, *, config: AcousticConfig, segment_frames: int, seed: int) -> None:
+        """Utterances that both have; segments of 0 frames are whole utterances."""
+        check_fingerprint(config.mel.fingerprint, read_soft_header(mels).tokenizer, what=f"mels in {mels}")
+        facts, found = _read(units)
+        check_fingerprint(config.tokenizer, facts["tokenizer"], what=units)
+        self.config, self.segment_frames, self.seed, self.mels = config, segment_frames, seed, mels
+        there = set(ids_in(mels))
+        self.units = {name: one for name, one in found.items() if name in there and len(one)}
+        if left := len(found) - len(self.units):
+            print(f"{units}: {left} of {len(found)} utterances are empty or have no mels in {mels}", file=sys.stderr)
+        if not self.units:
+            raise data.DataError(f"{units} and {mels} have no utterance in common")
+        self.items = [
+            name
+            for name, one in self.units.items()
+            for _ in range(max(1, round(len(one) / segment_frames)) if segment_frames else 1)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: data.Key) -> tuple[np.ndarray, np.ndarray]:
+        epoch, item = key
+        name, ratio = self.items[item], self.config.ratio
+        units, mel = self.units[name], np.load(path_of(self.mels, name), mmap_mode="r", allow_pickle=False)
+        total = min(len(units), len(mel) // ratio)
+        if abs(len(units) * ratio - len(mel)) > 0.1 * self.config.mel.rate_hz + ratio:
+            raise data.DataError(
+                f"{name}: {len(units)} units and {len(mel)} frames of mels do not last alike: make both anew"
+            )
+        length = min(total, self.segment_frames or total)
+        start = int(np.random.default_rng([self.seed, epoch, item]).integers(total - length + 1))
+        return units[start : start + length], mel[start * ratio : (start + length) * ratio].astype(np.float32)
+
+
+class Validation:
+    """L1 of the mels on whole dev utterances, from the true frames before and from its own; and of other units."""
+
+    def __init__(self, dev: Spoken, count: int) -> None:
+        n = min(count or len(dev), len(dev))
+        self.pairs = [dev[0, i * len(dev) // n] for i in range(n)]
+        draw = np.random.default_rng(dev.seed)
+        self.disordered = [(units[draw.permutation(len(units))], mel) for units, mel in self.pairs]
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """The dev metrics of a model in eval mode: each utterance counts alike."""
+        acoustic: Any = model
+        forced = [float(model(pad_acoustic([pair]).to(acoustic.device))["loss"]) for pair in self.pairs]
+        return {
+            "loss": float(np.mean(forced)),
+            "mel": self._apart(acoustic, self.pairs),
+            "mel_shuffled": self._apart(acoustic, self.disordered),
+        }
+
+    @staticmethod
+    def _apart(model: AcousticModel, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        made = model.generate([units for units, _ in pairs])
+        return float(np.mean([np.abs(mine - mel).mean() for mine, (_, mel) in zip(made, pairs, strict=True)]))
+
+
+def _card(config: Config, model: AcousticConfig, metrics: Mapping[str, float]) -> str:
+    scores = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
+    kind = f"soft units of {model.features_dim} numbers" if model.features_dim else f"{model.n_units} units"
+    return (
+        f"# Acoustic model\n\nFrom {kind} of tokenizer `{model.tokenizer}` at {model.rate_hz:g} Hz to mels "
+        f"`{model.mel.fingerprint}`.  Trained on `{config.train_units}` (its licence is that of this model), validated "
+        f"on `{config.dev_units}`.\n\n## Scores\n\n{scores}\n\nL1 of natural-log mels; loss: after the true frames; "
+        "mel: after its own; mel_shuffled: after its own, units in random order.\n\n## Recipe\n\n"
+        f"python recipes/train_acoustic.py conf.yaml\n\n```yaml\n{configs.to_yaml(config)}```\n"
+    )
+
+
+def complete(config: Config) -> Config:
+    """The config with what the units say, or an error that names what is missing."""
+    for name in (f"{split}_{what}" for split in ("train", "dev") for what in ("units", "mels")):
+        if not getattr(config, name):
+            raise configs.ConfigError(f"{name} is not set: pass {name}=path")
+    for name in DERIVED:
+        if getattr(config.model, name) != getattr(AcousticConfig(), name):
+            raise configs.ConfigError(f"model.{name} is read from the units: take it out of the config")
+    return replace(config, model=replace(config.model, **_read(config.train_units)[0]))
+
+
+def train(config: Config) -> FitResult:
+    """Runs the recipe; the model directory is `config.out`."""
+    torch.manual_seed(config.fit.seed)
+    config = complete(config)
+    taught, dev = (
+        Spoken(units, mels, config=config.model, segment_frames=frames, seed=config.fit.seed)
+        for units, mels, frames in (
+            (config.train_units, config.train_mels, config.data.segment_frames),
+            (config.dev_units, config.dev_mels, 0),
+        )
+    )
+    model = AcousticModel(config.model)
+    print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(taught.units)} utterances", file=sys.stderr)
+    state = PartialState(cpu=config.fit.device == "cpu")
+    sampler = data.Sampler(
+        len(taught), config.data.batch, seed=config.fit.seed, rank=state.process_index, world=state.num_processes
+    )
+
+    def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
+        module.save(folder, card=_card(config, module.config, metrics))
+
+    def losses(module: nn.Module, batch: AcousticBatch) -> dict[str, Any]:
+        return dict(module(batch))
+
+    return fit(
+        {"model": Part(model, config.optim)},
+        supervised(losses),
+        batches=data.loader(taught, sampler, collate=pad_acoustic),
+        out=config.out,
+        config=config.fit,
+        save=save,
+        validate=Validation(dev, config.data.dev_utterances),
+        monitor="mel",
+    )
+
+
+def main(words: list[str]) -> int:
+    """Command line: an optional YAML file, then key=value words; returns the exit code."""
+    config = configs.from_words(Config, words)
+    result = train(config)
+    print(f"{config.out}: {result.step} steps, {result.seconds / 60:.1f} min, {result.metrics}", file=sys.stderr)
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

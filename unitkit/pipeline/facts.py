@@ -15,6 +15,7 @@ PARTS = {  # of a model's directory, by kind
     "frame": ("speaker", "vocoder", "tokenizer"),
     "tts": ("voices.safetensors", "speaker", "vocoder"),
     "soft": ("listener",),
+    "acoustic": ("vocoder",),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
+from unitkit.pipeline.given import vocoder_beside
 from unitkit.recording import read_speech
 from unitkit.soft import SoftUnits, ids_in, read_soft, read_soft_header
 from unitkit.tokenizer import pick_device

@@ -2,15 +2,15 @@
 # Speech to text from units and from log-mels, on studio prompts of five languages: K, deduplication, unit BPE, bitrate.
 #   ./run.sh                                  one model a system for all five languages; test: real prompts
 #   ./run.sh langs=es                         one language alone
-#   ./run.sh made="../voices/data/made/train.jsonl ../parallel/data/made/es-menus/manifest.jsonl"   learn from these too
+#   ./run.sh made=                            from the prompts alone; made="a.jsonl b.jsonl": from these as well
 #   ./run.sh train transcribe score table systems=k500 fit.max_steps=9000    one system, any key of recipes/train_asr.py
 # A system: logmel, or K of a tokenizer, then -frames (not deduplicated), -bpe (in pieces), or both.
 source "$(dirname "$0")/../../../tools/stages.sh"
-variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" made= \
+variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" voices=../voices/data made=voices \
     tokenizers="k100=mini-100 k500=mini" features= layer= units= pieces=1000 tests=test beam=10 ctc_weight= data= exp= \
     systems="logmel k100 k100-frames k100-bpe k500 k500-frames k500-bpe" -- "$@"
 cd "$home" # paths are relative to the recipe's own folder; other corpora run these stages too, see egs/librispeech/asr
-name=${langs// /-}${made:+-made}
+name=${langs// /-}$([[ $made ]] || echo -real)
 : "${data:=data/$name}" "${exp:=exp/$name}"
 [[ $reader != prompts || $options ]] || options=lang=${langs// /,}
 several() { [[ $langs == *" "* ]]; }
@@ -18,7 +18,8 @@ tokenizer_of() { # system: the tokenizer named for its K, else the one that is f
     local t; for t in $tokenizers; do [[ ${t%%=*} != "${1%%-*}" ]] || { echo "${t#*=}"; return; }; done; echo "$exp/${1%%-*}"; }
 books() { for m in $systems; do [[ $m == logmel* ]] || echo "${m%%-*}"; done | sort -u; }
 
-data() { skipping recipe prepare "$reader" "$corpus" "$data/real" ${options:+$options}
+data() { [[ $made != voices ]] || { "$root/egs/prompts/voices/run.sh" prompts made join data="$(realpath -m "$voices")"; made=$voices/made/train.jsonl; }
+    skipping recipe prepare "$reader" "$corpus" "$data/real" ${options:+$options}
     local add=() l; for l in $langs; do add+=(--lang "$l"); done
     recipe join "$data/train.jsonl" "$data/real/train.jsonl" $made "${add[@]}"
     for s in dev $tests; do recipe join "$data/$s.jsonl" "$data/real/$s.jsonl"; done

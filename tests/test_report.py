@@ -14,7 +14,8 @@ import pytest
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.report import ReportError, report_experiment, unit_colour, write_report
+from unitkit.report import ReportError, report_experiment, write_report
+from unitkit.timeline import unit_colour
 from unitkit.units import FingerprintError, Units, UnitsHeader, write_units
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

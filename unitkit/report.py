@@ -2,11 +2,10 @@
 
 import base64
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from unitkit import audio
 from unitkit.axis import round_ticks
 from unitkit.manifest import Utterance, atomic_text, read_manifest
 from unitkit.metrics.rows import ScoreRow, kind, read_scores
+from unitkit.timeline import Block, envelope, flac_base64, strips
 from unitkit.units import Units, UnitsHeader, bitrate, read_header, read_units
 
 AUDIO_BUDGET = 6_500_000  # bytes of FLAC in all: base64 adds a third, and a page over 10 MB is a nuisance to send
@@ -44,17 +44,6 @@ CURVES = {
 
 class ReportError(ValueError):
     """Inputs from which no page can be made; the text names what is missing."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A run of one unit: `start` and `width` in percent of the time axis."""
-
-    unit: int
-    start: float
-    width: float
-    colour: str
-    title: str
 
 
 @dataclass(frozen=True)
@@ -295,11 +284,11 @@ def _item(original: Utterance, recordings: dict[str, Utterance], encoded: dict[s
             Lane(
                 name=name,
                 about=_about(name, row=recordings[name], original=original),
-                source=_flac(wav, rate),
+                source=flac_base64(wav, rate),
                 seconds=len(wav) / rate,
                 width=100 * len(wav) / rate / seconds,
-                wave=_envelope(wav / peak, round(COLUMNS * len(wav) / rate / seconds)),
-                strips=_strips(units, seconds) if units is not None else [],
+                wave=envelope(wav / peak, round(COLUMNS * len(wav) / rate / seconds)),
+                strips=strips(units, seconds) if units is not None else [],
             )
         )
     ticks = [(100 * at / seconds, f"{at:g}") for at in round_ticks(0, seconds, 8)]
@@ -317,47 +306,6 @@ def _sound(row: Utterance) -> tuple[np.ndarray, int]:
     """Mono wav (samples,) at the file's own rate, and that rate."""
     rate = audio.info(row.audio).rate
     return audio.read(row.audio, rate, start=row.start or 0.0, duration=row.duration), rate
-
-
-def _flac(wav: np.ndarray, rate: int) -> str:
-    """Base64 of a 16-bit FLAC: lossless, half the size of wav, and every current browser plays it."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wav, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _envelope(wav: np.ndarray, columns: int) -> str:
-    """SVG path of the lowest and highest sample per column, in a box of `columns` by 200."""
-    edges = np.linspace(0, len(wav), max(2, min(columns, len(wav))) + 1).astype(int)
-    high = np.round(100 - 100 * np.maximum.reduceat(wav, edges[:-1])).astype(int)
-    low = np.round(100 - 100 * np.minimum.reduceat(wav, edges[:-1])).astype(int)
-    x = np.linspace(0, columns, len(high)).round(1)
-    there = " ".join(f"{a:g} {b}" for a, b in zip(x, high, strict=True))
-    back = " ".join(f"{a:g} {b}" for a, b in zip(x[::-1], low[::-1] + 1, strict=True))  # + 1: silence is a line too
-    return f"M{there} {back}Z"
-
-
-def _strips(units: Units, seconds: float) -> list[list[Block]]:
-    books = units.ids[:, None] if units.ids.ndim == 1 else units.ids  # (frames, codebooks)
-    return [list(_blocks(replace(units, ids=books[:, i]), i, seconds)) for i in range(books.shape[1])]
-
-
-def _blocks(units: Units, codebook: int, seconds: float) -> Iterator[Block]:
-    reduced, durations = units.dedup()
-    start = 0
-    for unit, frames in zip(reduced.ids.tolist(), durations.tolist(), strict=True):
-        begin, end = start / units.rate_hz, (start + frames) / units.rate_hz
-        title = f"unit {unit} · {begin:.2f}–{end:.2f} s · {frames} frame{'s' if frames > 1 else ''}"
-        yield Block(unit, 100 * begin / seconds, 100 * (end - begin) / seconds, unit_colour(unit, codebook), title)
-        start += frames
-
-
-def unit_colour(unit: int, codebook: int = 0) -> str:
-    """The CSS colour of a unit: the same on every page, neighbouring ids far apart, light enough for dark text."""
-    hue = (unit * 0.618034 + codebook * 0.27) % 1 * 360
-    return f"hsl({hue:.0f} {(48, 64, 36)[unit % 3]}% {(68, 80, 60)[unit // 3 % 3]}%)"
 
 
 # ---------------------------------------------------------------------------------------------------- curves

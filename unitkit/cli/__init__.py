@@ -5,7 +5,20 @@ import traceback
 
 from rich.markup import escape
 
-from unitkit.cli import checkpoints, convert, encode, formats, info, score, speech, transcribe, translate, tts, verify
+from unitkit.cli import (
+    checkpoints,
+    convert,
+    encode,
+    formats,
+    info,
+    score,
+    serve,
+    speech,
+    transcribe,
+    translate,
+    tts,
+    verify,
+)
 from unitkit.cli.show import app, errors
 
 __all__ = [
@@ -17,6 +30,7 @@ __all__ = [
     "info",
     "main",
     "score",
+    "serve",
     "speech",
     "transcribe",
     "translate",

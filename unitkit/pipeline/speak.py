@@ -197,7 +197,7 @@ def synthesise(
         row = replace(row, speaker=speaker or row.speaker, lang=lang or row.lang)
         path = out / "wav" / f"{file_name(one.id)}.wav"
         if not (reuse and path.exists()):
-            f0, energy = _prosody(vocoder, rows.get(one.id), one.n_frames, durations)
+            f0, energy = prosody_of(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
                 one,
                 speaker=None if voices else _known(row.speaker, vocoder.model.config.speakers, speaker),
@@ -226,7 +226,7 @@ def _units_in(units: str | Path, shuffle: int | None) -> Iterator[Units | SoftUn
         yield two if shuffle is None else two.shuffled(shuffle)
 
 
-def _prosody(
+def prosody_of(
     vocoder: Vocoder, original: Utterance | None, n_frames: int, durations: str
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """F0 in Hz and energy (frames,) of the original recording, for a vocoder that was trained with them."""

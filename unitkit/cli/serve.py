@@ -40,12 +40,12 @@ def serve(
 
       unitkit serve -t mini-100 --translator exp/es-en/pretrained --recognizer exp/asr --port 8000
     """
-    from unitkit.serve import LOCAL, Limits, Work, check_gradio, listen, load_models
+    from unitkit.serve import LOCAL, Limits, Work, check_gradio, hold_port, load_models
     from unitkit.serve import serve as serve_page
 
     check_gradio()
     limits = Limits(max_seconds, max_mb, max_chars)
-    with listen(host, port) as bound:
+    with hold_port(host, port) as bound:
         models = load_models(
             tokenizer=tokenizer,
             vocoder=vocoder,

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from unitkit.audio import AudioError
 from unitkit.models.frame import MODES
 from unitkit.serve.picture import CSS, SCRIPT, facts, timeline, unit_list
-from unitkit.serve.work import Result, Work, unit_text
+from unitkit.serve.work import Work, unit_text
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")  # of the system
 MONO = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
@@ -99,37 +98,33 @@ def _resynthesise(work: Work) -> None:
     assert work.models.vocoder is not None
     vocoder = work.models.vocoder.model
     c = vocoder.config
-    with gr.Row():
-        with gr.Column(min_width=320):
-            recording = _sound("Recording")
-            with gr.Accordion("… or a unit file", open=False, visible=not (c.f0 or c.energy)):
-                gr.HTML("<p class='uk-quiet'>Taken where there is no recording; its first utterance is spoken.</p>")
-                upload = gr.File(label="Unit file", file_types=[".jsonl"], height=120)
-                pasted = gr.Textbox(label="or its text", lines=3, max_lines=8, placeholder='{"unitkit":1,"tokenizer":…')
-        with gr.Column(min_width=320):
-            speaker, lang = _choice("Speaker", c.speakers), _choice("Language", c.langs)
-            voice = _sound("Whose voice; left empty, the recording's own", visible=c.speaker_vector_dim > 0)
-            predicted = gr.Checkbox(
-                label="Merge runs of units and predict how long each is",
-                visible=vocoder.durations is not None and not (c.f0 or c.energy),
+    alone = not (c.f0 or c.energy)  # units are enough
+    recording = _sound("Recording")
+    with gr.Accordion("… or a unit file", open=False, visible=alone):
+        gr.HTML("<p class='uk-quiet'>Taken where there is no recording; its first utterance is spoken.</p>")
+        with gr.Row():
+            upload = gr.File(label="Unit file", file_types=[".jsonl"], height=140, min_width=280)
+            pasted = gr.Textbox(
+                label="… or its text", lines=4, max_lines=4, placeholder='{"unitkit":1,"tokenizer":…', min_width=280
             )
-            button = gr.Button("Resynthesise", variant="primary")
+    voice = _sound("Whose voice; left empty, the recording's own", visible=c.speaker_vector_dim > 0)
+    with gr.Row():
+        speaker, lang = _choice("Speaker", c.speakers), _choice("Language", c.langs)
+    predicted = gr.Checkbox(
+        label="Merge runs of units, and predict how long each is", visible=alone and vocoder.durations is not None
+    )
+    button = gr.Button("Resynthesise", variant="primary")
 
     def run(path: str | None, file: str | None, text: str, who: str, tongue: str, short: bool, like: str) -> Any:
         made = work.resynthesise(
             path, unit_file=file, pasted=text, speaker=who, lang=tongue, predicted=short, voice=like
         )
-        return facts(made), _wav(made), timeline(made)
+        return facts(made), timeline(made)
 
     with gr.Column(visible=False) as results:
-        numbers, out, figure = gr.HTML(), _player("Resynthesis"), _figure()
-    _on(
-        button,
-        run,
-        [recording, upload, pasted, speaker, lang, predicted, voice],
-        [numbers, out, figure],
-        results=results,
-    )
+        numbers, figure = gr.HTML(), _figure()
+    given = [recording, upload, pasted, speaker, lang, predicted, voice]
+    _on(button, run, given, [numbers, figure], results=results)
 
 
 def _convert(work: Work) -> None:
@@ -149,11 +144,11 @@ def _convert(work: Work) -> None:
 
     def run(said: str | None, like: str | None, name: str, keep: bool) -> Any:
         made = work.convert(said, like, mode=name, exact_pitch=keep)
-        return facts(made), _wav(made), timeline(made)
+        return facts(made), timeline(made)
 
     with gr.Column(visible=False) as results:
-        numbers, out, figure = gr.HTML(), _player("Conversion"), _figure()
-    _on(button, run, [source, reference, mode, exact], [numbers, out, figure], results=results)
+        numbers, figure = gr.HTML(), _figure()
+    _on(button, run, [source, reference, mode, exact], [numbers, figure], results=results)
 
 
 def _speak(work: Work) -> None:
@@ -162,20 +157,22 @@ def _speak(work: Work) -> None:
     with gr.Row():
         with gr.Column(min_width=320):
             text = gr.Textbox(label=f"Text, up to {work.limits.characters} characters", lines=4, max_lines=8)
-            language = _choice("Language", tts.languages)
+            with gr.Row():
+                language = _choice("Language", tts.languages)
+                speaker = _choice("Speaker", tts.speakers, first="the most heard one" * tts.takes_vectors)
             speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label="Speed")
-        with gr.Column(min_width=320):
-            speaker = _choice("Speaker", tts.speakers, first="the most heard of the language" * tts.takes_vectors)
-            voice = _sound("… or the voice of a recording", visible=tts.encoder is not None and tts.takes_vectors)
-            button = gr.Button("Speak", variant="primary")
+        new = tts.encoder is not None and tts.takes_vectors
+        with gr.Column(min_width=320, visible=new):
+            voice = _sound("… or the voice of a recording")
+    button = gr.Button("Speak", variant="primary")
 
     def run(words: str, tongue: str | None, who: str | None, like: str | None, fast: float) -> Any:
         made = work.speak(words, language=tongue or None, speaker=who or None, voice=like, speed=fast)
-        return facts(made), _wav(made), timeline(made)
+        return facts(made), timeline(made)
 
     with gr.Column(visible=False) as results:
-        numbers, out, figure = gr.HTML(), _player("Speech"), _figure()
-    _on(button, run, [text, language, speaker, voice, speed], [numbers, out, figure], results=results)
+        numbers, figure = gr.HTML(), _figure()
+    _on(button, run, [text, language, speaker, voice, speed], [numbers, figure], results=results)
 
 
 def _translate(work: Work) -> None:
@@ -188,13 +185,12 @@ def _translate(work: Work) -> None:
 
     def run(path: str | None, who: str | None) -> Any:
         made = work.translate(path, speaker=who)
-        return facts(made), _wav(made), made.text or "", timeline(made), unit_list(made)
+        return facts(made), made.text or "", timeline(made), unit_list(made)
 
     with gr.Column(visible=False) as results:
-        numbers, out = gr.HTML(), _player("Translation")
-        text = _text("Text, as the model writes it", lines=1, visible=writes)
+        numbers, text = gr.HTML(), _text("Text, as the model writes it", lines=1, visible=writes)
         figure, short = _figure(), _text("Deduplicated units", lines=2)
-    _on(button, run, [recording, speaker], [numbers, out, text, figure, short], results=results)
+    _on(button, run, [recording, speaker], [numbers, text, figure, short], results=results)
 
 
 def _transcribe(work: Work) -> None:
@@ -223,10 +219,6 @@ def _sound(label: str, *, visible: bool = True) -> gr.Audio:
     )
 
 
-def _player(label: str) -> gr.Audio:
-    return gr.Audio(label=label, interactive=False, format="wav", buttons=["download"], editable=False)
-
-
 def _figure() -> gr.HTML:
     return gr.HTML(js_on_load=SCRIPT, padding=False)
 
@@ -240,13 +232,6 @@ def _choice(label: str, names: tuple[str, ...], *, first: str = "") -> gr.Dropdo
     choices = [*([(first, "")] if first else []), *((name, name) for name in names)]
     value = choices[0][1] if choices else None
     return gr.Dropdown(choices, value=value, label=label, visible=len(choices) > 1, filterable=len(names) > 12)
-
-
-def _wav(made: Result) -> tuple[int, np.ndarray] | None:
-    """What a player takes: 16-bit samples, which it leaves as loud as they are."""
-    if made.wav is None or not len(made.wav):
-        return None
-    return made.rate, np.clip(np.rint(made.wav.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
 
 
 def _on(

@@ -9,30 +9,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from unitkit.axis import round_ticks
 from unitkit.serve.work import Result, unit_text
-from unitkit.timeline import envelope, flac_base64, strips
+from unitkit.timeline import envelope, strips, wav_base64
 from unitkit.units import bitrate
 
 COLUMNS = 900  # points of a waveform across the page
-PIXELS = 160  # at least, of a second: a longer recording scrolls sideways
+PIXELS = 120  # at least, of a second: a longer recording scrolls sideways
 WIDE = 900  # pixels that a figure has on most screens
 
 CSS = """
+.uk-quiet, .uk-facts dt, .uk-readout, .uk-tick { color: color-mix(in srgb, var(--body-text-color) 68%, transparent); }
 .uk-facts { display: flex; flex-wrap: wrap; gap: 10px 32px; margin: 4px 0; padding: 10px 0;
-  border: solid var(--border-color-primary); border-width: 1px 0; }
-.uk-facts div { min-width: 0; } .uk-facts dt { color: var(--body-text-color-subdued); font-size: 13px; }
+  border: solid color-mix(in srgb, var(--body-text-color) 16%, transparent); border-width: 1px 0; }
+.uk-facts div { min-width: 0; } .uk-facts dt { font-size: 13px; }
 .uk-facts dd { margin: 0; font-weight: 550; overflow-wrap: anywhere; }
 .uk-facts div:first-child dd, code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .uk-bar { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin-bottom: 10px; }
-.uk-bar audio { height: 36px; flex: 1 1 240px; max-width: 480px; }
-.uk-download { color: var(--link-text-color); text-decoration: underline; overflow-wrap: anywhere; }
+.uk-bar audio { height: 36px; flex: 1 1 260px; max-width: 480px; }
+.uk-bar a { color: var(--link-text-color); text-decoration: underline; overflow-wrap: anywhere; margin: 0; }
+.uk-bar a::before { content: "\\2193\\a0"; }
 .uk-scroll { overflow-x: auto; } .uk-lane { display: block; width: 100%; cursor: pointer; }
-.uk-wave { fill: #64748b; } .uk-grid { stroke: var(--border-color-primary); }
+.uk-wave { fill: #64748b; } .uk-grid { stroke: color-mix(in srgb, var(--body-text-color) 14%, transparent); }
 .uk-head { stroke: #dc2626; stroke-width: 1.5; visibility: hidden; }
 .uk-block { stroke: #fff; stroke-width: .5; } .uk-block.uk-same { stroke: #111; stroke-width: 2; }
 .uk-number { font-size: 11px; fill: #111; text-anchor: middle; pointer-events: none; }
-.uk-tick { font-size: 12px; fill: var(--body-text-color-subdued); }
-.uk-readout { font-size: 13px; color: var(--body-text-color-subdued); margin: 6px 0 0; min-height: 20px; }
-.uk-missing { padding: 24px 0; max-width: 76ch; } .uk-quiet { color: var(--body-text-color-subdued); }
+.uk-tick { font-size: 12px; fill: currentColor; }
+.uk-readout { font-size: 13px; margin: 6px 0 0; min-height: 20px; }
+.uk-missing { padding: 24px 0; max-width: 76ch; line-height: 1.6; }
+@media (max-width: 640px) { .uk-number { display: none; }
+  .tab-container button[role="tab"] { padding-left: 4px; padding-right: 4px; font-size: 13px; } }
 """
 
 # `element` is the component's; its content is replaced with every result, so that events are heard up here.
@@ -56,6 +60,8 @@ element.addEventListener('seeked', follow, true);
 element.addEventListener('pointerover', (event) => { if (event.target.closest('.uk-lane'))
   show(event.target.closest('.uk-block')); });
 element.addEventListener('click', (event) => {
+  const link = event.target.closest('.uk-sound');
+  if (link) link.href = player().src;  // the sound is on the page once
   if (!event.target.closest('.uk-lane')) return;
   const box = lane().getBoundingClientRect();
   player().currentTime = Math.min((event.clientX - box.left) / box.width * lane().dataset.seconds, player().duration);
@@ -86,15 +92,14 @@ def facts(result: Result, *, rates: bool = False) -> str:
 
 
 def timeline(result: Result) -> str:
-    """Player, waveform and units on one time axis, with the unit file to download."""
+    """Player, waveform and units on one time axis, with the files to download; their names have the fingerprint."""
     wav, units = result.wav, result.units
     if wav is None or units is None or not units.n_frames:
-        return ""
+        return "<p class='uk-quiet'>The model found nothing to say.</p>"
     seconds = max(len(wav) / result.rate, units.duration)
     share = 100 * len(wav) / result.rate / seconds
     peak = max(1e-3, float(np.abs(wav).max())) if len(wav) else 1.0
-    lanes = strips(units, seconds)
-    file = unit_text(units)
+    lanes, stem = strips(units, seconds), f"{result.name or 'units'}.{units.tokenizer}"
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).resolve().parents[1]),
         autoescape=True,
@@ -104,9 +109,10 @@ def timeline(result: Result) -> str:
     )
     return environment.get_template("timeline.html.jinja").render(
         what=result.name or "the recording",
-        sound=flac_base64(wav, result.rate),
-        file=base64.b64encode(file.encode()).decode(),
-        file_name=f"{result.name or 'units'}.{units.tokenizer}.jsonl",
+        sound=wav_base64(wav, result.rate),
+        sound_file=f"{stem}.wav" if result.spoken else "",
+        units=base64.b64encode(unit_text(units).encode()).decode(),
+        unit_file=f"{stem}.jsonl",
         seconds=seconds,
         share=share,
         columns=COLUMNS,

@@ -74,8 +74,8 @@ class Policy:
         await self.app(scope, receive, send_with_policy)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the port, 0 for any free one; an error where it is taken."""
+def hold_port(host: str, port: int) -> socket.socket:
+    """A socket that holds the port, 0 for any free one, and does not listen yet; an error where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,10 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise OSError(
-            f"port {port} of {host}: {error.strerror or error}; choose others with --port and --host"
-        ) from None
-    bound.listen()
+        why = error.strerror or error
+        raise OSError(f"port {port} of {host}: {why}; choose another with --port, or --host") from None
     return bound
 
 
@@ -103,6 +101,7 @@ def serve(
     with TemporaryDirectory(prefix="unitkit-serve-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         config = uvicorn.Config(application(work, queue=queue), log_level="warning", timeout_graceful_shutdown=2)
+        bound.listen()  # whoever comes from here on waits for an answer; before, models were being loaded
         on_ready(url)
         if browser:
             webbrowser.open(url)

@@ -45,6 +45,7 @@ class Result:
     rate: int = 16000
     units: Units | None = None
     text: str | None = None
+    spoken: bool = True  # whether the wav is made of the units, not the recording that they were made of
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -114,7 +115,7 @@ class Work:
         """Units of a recording."""
         tok = self.models.tokenizer
         utterance, wav = self.recording(path, tok.sample_rate)
-        return Result(tok.fingerprint, utterance.id, wav, tok.sample_rate, tok.encode(utterance))
+        return Result(tok.fingerprint, utterance.id, wav, tok.sample_rate, tok.encode(utterance), spoken=False)
 
     def resynthesise(
         self,
@@ -201,7 +202,7 @@ class Work:
         (made,) = tts.say([line], speed=speed)
         notes = {"voice": line.voice.name or ("the recording's" if voice is not None else ""), "language": line.lang}
         notes["left out, for the model cannot say it"] = made.left_out
-        return Result(made.units.tokenizer, "speech", made.wav, made.sample_rate, made.units, text, notes)
+        return Result(made.units.tokenizer, "speech", made.wav, made.sample_rate, made.units, text, notes=notes)
 
     def translate(self, path: File, *, speaker: str | None = None) -> Result:
         """Speech in another language: wav, units as they are spoken, and the text if the model writes one."""

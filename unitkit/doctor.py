@@ -27,6 +27,7 @@ OPTIONAL = {  # package: what is missing without it, the command that brings it
     "G722": ("the prompts corpus", "pip install 'unitkit[prompts]'"),
     "pyarrow": ("parquet unit files", "pip install 'unitkit[parquet]'"),
     "lhotse": ("lhotse cuts", "pip install 'unitkit[lhotse]'"),
+    "gradio": ("the page of unitkit serve", "pip install 'unitkit[serve]'"),
     "torchaudio": ("Kaldi-compatible reference features", "pip install 'unitkit[torchaudio]'"),
 }
 

@@ -108,7 +108,7 @@ def _resynthesise(work: Work) -> None:
                 label="… or its text", lines=4, max_lines=4, placeholder='{"unitkit":1,"tokenizer":…', min_width=280
             )
     voice = _sound("Whose voice; left empty, the recording's own", visible=c.speaker_vector_dim > 0)
-    with gr.Row():
+    with gr.Row(visible=max(len(c.speakers), len(c.langs)) > 1):
         speaker, lang = _choice("Speaker", c.speakers), _choice("Language", c.langs)
     predicted = gr.Checkbox(
         label="Merge runs of units, and predict how long each is", visible=alone and vocoder.durations is not None

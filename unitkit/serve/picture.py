@@ -19,13 +19,13 @@ WIDE = 900  # pixels that a figure has on most screens
 CSS = """
 .uk-quiet, .uk-facts dt, .uk-readout, .uk-tick { color: color-mix(in srgb, var(--body-text-color) 68%, transparent); }
 .uk-facts { display: flex; flex-wrap: wrap; gap: 10px 32px; margin: 4px 0; padding: 10px 0;
-  border: solid color-mix(in srgb, var(--body-text-color) 16%, transparent); border-width: 1px 0; }
+  border-style: solid; border-width: 1px 0; border-color: color-mix(in srgb, var(--body-text-color) 16%, transparent); }
 .uk-facts div { min-width: 0; } .uk-facts dt { font-size: 13px; }
 .uk-facts dd { margin: 0; font-weight: 550; overflow-wrap: anywhere; }
 .uk-facts div:first-child dd, code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .uk-bar { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin-bottom: 10px; }
 .uk-bar audio { height: 36px; flex: 1 1 260px; max-width: 480px; }
-.uk-bar a { color: var(--link-text-color); text-decoration: underline; overflow-wrap: anywhere; margin: 0; }
+.uk-bar a { color: var(--link-text-color); text-decoration: underline; overflow-wrap: anywhere; margin: 0; padding: 0; }
 .uk-bar a::before { content: "\\2193\\a0"; }
 .uk-scroll { overflow-x: auto; } .uk-lane { display: block; width: 100%; cursor: pointer; }
 .uk-wave { fill: #64748b; } .uk-grid { stroke: color-mix(in srgb, var(--body-text-color) 14%, transparent); }
@@ -36,7 +36,7 @@ CSS = """
 .uk-readout { font-size: 13px; margin: 6px 0 0; min-height: 20px; }
 .uk-missing { padding: 24px 0; max-width: 76ch; line-height: 1.6; }
 @media (max-width: 640px) { .uk-number { display: none; }
-  .tab-container button[role="tab"] { padding-left: 4px; padding-right: 4px; font-size: 13px; } }
+  .tab-container button { padding-left: 4px; padding-right: 4px; font-size: 13px; } }
 """
 
 # `element` is the component's; its content is replaced with every result, so that events are heard up here.

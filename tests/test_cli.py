@@ -141,8 +141,8 @@ def test_doctor_finds_nothing_broken() -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    verbs = ("fit", "encode", "merge", "verify", "vocode", "translate", "convert", "score", "info", "export", "import")
-    for verb in (*verbs, "import-kmeans"):
+    verbs = ("fit", "encode", "merge", "verify", "vocode", "translate", "convert", "serve", "score", "info", "export")
+    for verb in (*verbs, "import", "import-kmeans"):
         done = unitkit(verb, "--help")
         assert done.returncode == 0
         assert f"unitkit {verb}" in done.stdout.replace("Usage: python -m unitkit.cli", ""), verb

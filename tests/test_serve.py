@@ -23,6 +23,7 @@ from unitkit.audio import AudioError
 from unitkit.manifest import read_manifest
 from unitkit.pipeline import TTS, Recognizer, Translator, Vocoder, VoiceConverter
 from unitkit.serve import Limits, Models, Work, application, hold_port, load_models, unit_text
+from unitkit.serve import models as models_module
 from unitkit.serve import server as server_module
 from unitkit.serve.picture import facts, timeline, unit_list
 from unitkit.tokenizer import Tokenizer
@@ -219,6 +220,20 @@ def test_a_tokenizer_that_is_not_beside_a_model_is_the_one_named(tmp_path: Path)
     found = load_models(tokenizer=str(tmp_path / "tok"), converter=converter, recognizer=recognizer, device="cpu")
     assert found.converter is not None and found.recognizer is not None and found.recognizer.tokenizer is not None
     assert found.converter.tokenizer.fingerprint == found.recognizer.tokenizer.fingerprint == own.fingerprint
+
+
+def test_bundled_models_are_taken_where_they_fit(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_module, "BUNDLED", tmp_path)
+    assert load_models(tokenizer=NAME, device="cpu").vocoder is None
+    for name in ("vocoder", "tts", "converter"):
+        shutil.copytree(made[name], tmp_path / name)
+    found = load_models(tokenizer=NAME, device="cpu")
+    assert found.vocoder is not None and found.tts is not None and found.converter is not None
+    assert found.translator is None and found.recognizer is None
+    other = load_models(tokenizer="mini-100", device="cpu")
+    assert other.vocoder is None and other.converter is not None
 
 
 # ---------------------------------------------------------------------------------------------- from the command line

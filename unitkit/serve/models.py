@@ -62,6 +62,8 @@ def load_models(
         said = TTS.load(speech, device=where) if speech is not None else None
     with _blaming("--vocoder", vocoder):
         vocoded = Vocoder.load(voice, device=where) if voice is not None else None
+        if vocoder is None and vocoded is not None and vocoded.tokenizer != tok.fingerprint:
+            vocoded = None  # the bundled one is for the bundled tokenizer, and nobody asked for it
         ear = _ear(vocoded, voice, said, where) if vocoded is not None and voice is not None else None
         Models(tok, vocoded, ear=ear)
     return Models(

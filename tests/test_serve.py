@@ -411,7 +411,7 @@ def test_nothing_is_asked_of_others(visit: tuple[Any, str, list[str]]) -> None:
     assert not [one for one in asked if not one.startswith((f"{url}/", "data:", "blob:"))]
     page.evaluate("fetch('http://a.invalid/x').catch(() => 0)")
     assert "http://a.invalid/x" not in asked  # the policy lets it not even begin
-    free, seen = page.context.new_page(), []
+    free, seen = page.context.browser.new_page(), []
     free.on("request", lambda request: seen.append(request.url))
     free.evaluate("fetch('http://127.0.0.1:9/x', {mode: 'no-cors'}).catch(() => 0)")
     free.close()

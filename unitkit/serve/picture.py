@@ -34,7 +34,7 @@ CSS = """
 .uk-number { font-size: 11px; fill: #111; text-anchor: middle; pointer-events: none; }
 .uk-tick { font-size: 12px; fill: currentColor; }
 .uk-readout { font-size: 13px; margin: 6px 0 0; min-height: 20px; }
-.uk-missing { padding: 24px 0; max-width: 76ch; line-height: 1.6; }
+.uk-missing { padding: 24px 0; max-width: 76ch; line-height: 1.6; } .uk-missing code { white-space: nowrap; }
 @media (max-width: 640px) { .uk-number { display: none; }
   .tab-container button { padding-left: 4px; padding-right: 4px; font-size: 13px; } }
 """

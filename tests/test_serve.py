@@ -30,6 +30,7 @@ from unitkit.tokenizer import Tokenizer
 from unitkit.units import FingerprintError, UnitsError, bitrate
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.timeout(300)  # Gradio and Chromium start in it; seconds where the machine is idle
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = list(read_manifest(ROOT / "samples" / "en" / "dev.jsonl"))[:3]
 SOUND, OTHER = ROWS[0].audio, ROWS[1].audio

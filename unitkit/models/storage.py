@@ -31,14 +31,17 @@ def save_model(
 
 
 def kind_of(directory: str | os.PathLike[str]) -> str:
-    """What `save_model` was told that the model of a directory is; "" where it was not made by it."""
-    from safetensors import safe_open
+    """What `save_model` was told that the model of a directory is; "" where it was not made by it, or is damaged."""
+    from safetensors import SafetensorError, safe_open
 
     path = Path(directory) / "model.safetensors"
     if not path.is_file():
         return ""
-    with safe_open(path, "pt") as file:
-        return str((file.metadata() or {}).get("unitkit", ""))
+    try:
+        with safe_open(path, "pt") as file:
+            return str((file.metadata() or {}).get("unitkit", ""))
+    except SafetensorError:  # whoever reads the model will say what is wrong with it
+        return ""
 
 
 def read_model(

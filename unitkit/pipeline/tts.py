@@ -140,7 +140,7 @@ class TTS:
     def languages(self) -> tuple[str, ...]:
         """Those it can be asked for; none where it has one and does not say which."""
         config: Any = self.model.config
-        return tuple(config.langs) if hasattr(config, "langs") else tuple(filter(None, [config.source_lang]))
+        return tuple(config.langs) or tuple(filter(None, [getattr(config, "source_lang", "")]))
 
     @property
     def speakers(self) -> tuple[str, ...]:

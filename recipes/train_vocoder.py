@@ -294,6 +294,17 @@ def _who(model: VocoderConfig) -> str:
     return ", ".join(model.speakers) or "not named"
 
 
+def _begun(config: Config) -> Config:
+    """With `init` the model's settings are those of the model that is there."""
+    if not config.init:
+        return config
+    plain = VocoderConfig()
+    bare = replace(UnitVocoder.load(config.init).config, **{name: getattr(plain, name) for name in DERIVED})
+    if config.model not in (plain, bare):
+        raise configs.ConfigError(f"init={config.init} says all of the model: take the other model settings out")
+    return replace(config, model=bare)
+
+
 def _initial(config: Config, model: VocoderConfig) -> UnitVocoder:
     if not config.init:
         return UnitVocoder(model)
@@ -323,6 +334,7 @@ def _parts(config: Config, model: UnitVocoder) -> dict[str, Part]:
 def train(config: Config) -> FitResult:
     """Runs the recipe; the model directory is `config.out`."""
     torch.manual_seed(config.fit.seed)
+    config = _begun(config)
     model_config, corpora = read_corpora(config)
     model = _initial(config, model_config)
     print(f"{model_config.core} core, {n_parameters(model) / 1e6:.2f} M parameters", file=sys.stderr)

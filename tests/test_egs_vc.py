@@ -153,8 +153,8 @@ fit: {max_steps: 2, tensorboard: false, device: cpu}
 
 
 def tree(root: Path) -> Path:
-    """VCTK 0.92 of three speakers, who are one at three speeds; two sentences of each split."""
-    spoken = [row for row in read_manifest(ROOT / "samples" / "en" / "train.jsonl") if 1.5 < (row.duration or 0) < 4]
+    """VCTK 0.92 of three speakers, who are one at three speeds; two long sentences of each split."""
+    spoken = [row for row in read_manifest(ROOT / "samples" / "en" / "train.jsonl") if 3 < (row.duration or 0) < 9]
     texts: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
     for number in range(400):
         text = f"please call number {number}"

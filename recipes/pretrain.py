@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -402,15 +401,6 @@ def train(config: Config) -> FitResult:
     torch.manual_seed(config.fit.seed)
     model, pieces, dev = build(config)
     print(f"{config.objective}, {n_parameters(model) / 1e6:.2f} M parameters", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(pieces),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=pieces.lengths.tolist(),
-    )
     optim = replace(config.optim, lr=config.optim.lr or LEARNING_RATES[config.objective])
     codes: Any = model.codes
 
@@ -420,7 +410,15 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(model, optim)},
         PretrainStep(codes, config.alarm),
-        batches=data.loader(pieces, sampler, collate=pieces.collate, workers=config.data.workers),
+        batches=data.batches(
+            pieces,
+            config.data.batch,
+            collate=pieces.collate,
+            workers=config.data.workers,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=pieces.lengths.tolist(),
+        ),
         out=config.out,
         config=config.fit,
         save=save,

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -163,10 +162,6 @@ def train(config: Config) -> FitResult:
     )
     model = AcousticModel(config.model)
     print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(taught.units)} utterances", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(taught), config.data.batch, seed=config.fit.seed, rank=state.process_index, world=state.num_processes
-    )
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         module.save(folder, card=_card(config, module.config, metrics))
@@ -177,7 +172,9 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(model, config.optim)},
         supervised(losses),
-        batches=data.loader(taught, sampler, collate=pad_acoustic),
+        batches=data.batches(
+            taught, config.data.batch, collate=pad_acoustic, seed=config.fit.seed, device=config.fit.device
+        ),
         out=config.out,
         config=config.fit,
         save=save,

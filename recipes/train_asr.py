@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -414,15 +413,6 @@ def train(config: Config) -> FitResult:
     model, ear, pieces, spoken, dev = build(config)
     heard = _heard(ear, dev.rows, model=model.config)
     print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(spoken)} utterances; {heard}", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(spoken),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=spoken.lengths,
-    )
     kept: set[Path] = set()
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
@@ -440,7 +430,15 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(model, config.optim)},
         step,
-        batches=data.loader(spoken, sampler, collate=collate_pairs, workers=config.data.workers),
+        batches=data.batches(
+            spoken,
+            config.data.batch,
+            collate=collate_pairs,
+            workers=config.data.workers,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=spoken.lengths,
+        ),
         out=config.out,
         config=config.fit,
         save=save,

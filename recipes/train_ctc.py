@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -249,15 +248,6 @@ def train(config: Config) -> FitResult:
     torch.manual_seed(config.fit.seed)
     model, listener, heard, dev = build(config)
     print(f"CTC to {config.model.targets}, {n_parameters(model) / 1e6:.2f} M parameters", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(heard),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=heard.lengths,
-    )
     kept: set[Path] = set()
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
@@ -269,7 +259,14 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(model, config.optim)},
         supervised(lambda module, batch: module(*batch)),
-        batches=data.loader(heard, sampler, collate=Heard.collate),
+        batches=data.batches(
+            heard,
+            config.data.batch,
+            collate=Heard.collate,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=heard.lengths,
+        ),
         out=config.out,
         config=config.fit,
         save=save,

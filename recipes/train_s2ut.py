@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -401,15 +400,6 @@ def train(config: Config) -> FitResult:
     torch.manual_seed(config.fit.seed)
     model, listener, sets = build(config)
     print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(sets.train)} pairs", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(sets.train),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=sets.lengths,
-    )
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         own = module.head if isinstance(module, Hearing) else module
@@ -421,7 +411,15 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(model, config.optim)},
         TranslateStep(config, model),
-        batches=data.loader(sets.train, sampler, collate=PairSet.collate, workers=config.data.workers),
+        batches=data.batches(
+            sets.train,
+            config.data.batch,
+            collate=PairSet.collate,
+            workers=config.data.workers,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=sets.lengths,
+        ),
         out=config.out,
         config=config.fit,
         save=save,

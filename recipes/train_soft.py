@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -185,15 +184,6 @@ def train(config: Config) -> FitResult:
     torch.manual_seed(config.fit.seed)
     model, listener, taught, dev = build(config)
     print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(taught)} recordings", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(taught),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=taught.lengths,
-    )
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         head = module.head if isinstance(module, Hearing) else module
@@ -203,7 +193,14 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(model, config.optim)},
         supervised(lambda module, batch: module(batch)),
-        batches=data.loader(taught, sampler, collate=Taught.collate),
+        batches=data.batches(
+            taught,
+            config.data.batch,
+            collate=Taught.collate,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=taught.lengths,
+        ),
         out=config.out,
         config=config.fit,
         save=save,

@@ -6,13 +6,12 @@ count as voices of their own.  What it is good for shows on voices that it never
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -186,9 +185,6 @@ def train(config: Config) -> FitResult:
     net = SpeakerNet(config.model)
     head = MarginHead(config.model.dim, len(stretches.voices), margin=config.margin, scale=config.scale)
     print(f"{n_parameters(net) / 1e6:.2f} M parameters, {len(stretches.voices)} voices", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    place = {"rank": state.process_index, "world": state.num_processes}
-    sampler = replace(data.Sampler(len(stretches), config.data.batch, seed=config.fit.seed), **place)
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         SpeakerEncoder(module.net).save(folder, card=_card(config, metrics))
@@ -196,7 +192,13 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(Taught(net, head), config.optim)},
         supervised(lambda module, batch: module(*batch)),
-        batches=data.loader(stretches, sampler, collate=Stretches.collate),
+        batches=data.batches(
+            stretches,
+            config.data.batch,
+            collate=Stretches.collate,
+            seed=config.fit.seed,
+            device=config.fit.device,
+        ),
         out=config.out,
         config=config.fit,
         save=save,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -351,15 +350,6 @@ def train(config: Config) -> FitResult:
     torch.manual_seed(config.fit.seed)
     built = build(config)
     print(f"{n_parameters(built.model) / 1e6:.2f} M parameters, {len(built.train)} utterances", file=sys.stderr)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(built.train),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=[len(row.units) for row in built.train.rows],
-    )
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         module.save(folder, card=_card(config, module.config, metrics))
@@ -371,7 +361,15 @@ def train(config: Config) -> FitResult:
     return fit(
         {"model": Part(built.model, config.optim)},
         TtsStep(config.loss),
-        batches=data.loader(built.train, sampler, collate=Script.collate, workers=config.data.workers),
+        batches=data.batches(
+            built.train,
+            config.data.batch,
+            collate=Script.collate,
+            workers=config.data.workers,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=[len(row.units) for row in built.train.rows],
+        ),
         out=config.out,
         config=config.fit,
         save=save,

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -366,15 +365,6 @@ def train(config: Config) -> FitResult:
     if config.gan.use:
         judge = MelJudge(model.config.mel.n_mels, width=config.gan.width, blocks=config.gan.blocks)
         parts["judge"] = Part(judge, config.judge_optim)
-    state = PartialState(cpu=config.fit.device == "cpu")
-    sampler = data.Sampler(
-        len(voices),
-        config.data.batch,
-        seed=config.fit.seed,
-        rank=state.process_index,
-        world=state.num_processes,
-        lengths=voices.lengths,
-    )
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         module.save(folder, card=_card(config, module.config, metrics))
@@ -384,7 +374,15 @@ def train(config: Config) -> FitResult:
     return fit(
         parts,
         Step(config),
-        batches=data.loader(voices, sampler, collate=Voices.collate, workers=config.data.workers),
+        batches=data.batches(
+            voices,
+            config.data.batch,
+            collate=Voices.collate,
+            workers=config.data.workers,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            lengths=voices.lengths,
+        ),
         out=config.out,
         config=config.fit,
         save=save,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
 from unitkit import config as configs
@@ -338,8 +337,6 @@ def train(config: Config) -> FitResult:
     model_config, corpora = read_corpora(config)
     model = _initial(config, model_config)
     print(f"{model_config.core} core, {n_parameters(model) / 1e6:.2f} M parameters", file=sys.stderr)
-    rank, world = _place(config)
-    sampler = data.Sampler(len(corpora.train), config.data.batch, seed=config.fit.seed, rank=rank, world=world)
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:
         module.save(folder, card=_card(config, module.config, metrics))
@@ -347,18 +344,20 @@ def train(config: Config) -> FitResult:
     return fit(
         _parts(config, model),
         VocoderStep(config.loss, model_config.sample_rate),
-        batches=data.loader(corpora.train, sampler, collate=data.collate, workers=config.data.workers),
+        batches=data.batches(
+            corpora.train,
+            config.data.batch,
+            collate=data.collate,
+            seed=config.fit.seed,
+            device=config.fit.device,
+            workers=config.data.workers,
+        ),
         out=config.out,
         config=config.fit,
         save=save,
         validate=Validation(config, corpora),
         monitor="mel",
     )
-
-
-def _place(config: Config) -> tuple[int, int]:
-    state = PartialState(cpu=config.fit.device == "cpu")
-    return state.process_index, state.num_processes
 
 
 def main(words: list[str]) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,25 @@ def loader(
         )
 
     return start
+
+
+def batches(
+    dataset: Any,
+    batch: int,
+    *,
+    collate: Callable[[list], object],
+    seed: int,
+    device: str = "auto",
+    lengths: Sequence[int] | None = None,
+    workers: int = 0,
+) -> Callable[[int], Iterator]:
+    """What `fit` asks for, of a dataset with a length: seeded batches, this process's share of each."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    rank, world = state.process_index, state.num_processes
+    sampler = Sampler(len(dataset), batch, seed=seed, rank=rank, world=world, lengths=lengths)
+    return loader(dataset, sampler, collate=collate, workers=workers)
 
 
 @dataclass(frozen=True)

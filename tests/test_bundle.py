@@ -1,0 +1,69 @@
+"""Models that the package ships: how they get there; those that are there do what their commands promise."""
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from recipe_files import ROOT, load_file
+from safetensors.torch import load_file as load_weights
+from test_speak import RECORDING
+
+from unitkit.pipeline import TTS, Recognizer, Vocoder, VoiceConverter, given
+from unitkit.tokenizer import Tokenizer
+
+TOK = Tokenizer.load("mini", device="cpu")
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """tools/bundle.py on a package of its own."""
+    module = load_file(ROOT / "tools" / "bundle.py")
+    monkeypatch.setattr(module, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(given, "BUNDLED", tmp_path / "bundled")
+    return module
+
+
+def test_models_are_bundled_and_found_by_name(tool: ModuleType, tmp_path: Path) -> None:
+    made = tiny_models.all_of(tmp_path / "exp", "mini")
+    for name in ("state", "best", "tensorboard"):
+        (made["tts"] / name).mkdir()
+    shutil.move(made["tts"] / "vocoder", made["tts"].parent / "vocoder_of_tts")
+    shutil.rmtree(made["vocoder"])
+    (made["tts"].parent / "vocoder_of_tts").rename(made["vocoder"])  # beside it, as the recipe leaves it
+    words = [f"{name}={made[name]}" for name in tool.NAMES]
+    assert tool.main(words) == 0 and tool.main(words[:1]) == 0  # once more is no error
+    out = tmp_path / "bundled"
+    assert {path.name for path in out.iterdir()} == set(tool.NAMES)
+    assert not any(name in path.parts for path in out.rglob("*") for name in tool.TRAINING)
+    for folder in ("tts", "tts/vocoder", "converter", "recognizer"):
+        source = made["vocoder"] if folder == "tts/vocoder" else made[folder]
+        before, after = (load_weights(path / "model.safetensors") for path in (source, out / folder))
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            assert after[key].dtype == (torch.float16 if value.ndim > 1 else torch.float32)
+            torch.testing.assert_close(after[key].float(), value, rtol=1e-3, atol=1e-6)
+    speech, text = TTS.load(device="cpu"), Recognizer.load(device="cpu")
+    assert speech.encoder is not None and speech("a bad cab", speaker=RECORDING.audio).size
+    assert isinstance(text(RECORDING.audio), str)
+    assert VoiceConverter.load(device="cpu")(RECORDING.audio, RECORDING.audio, mode="rhythm").size
+    units, voice = TOK.encode(RECORDING.audio), np.full(6, 0.5, np.float32)
+    full, half = (Vocoder.load(path, device="cpu")(units, vector=voice) for path in (made["vocoder"], out / "vocoder"))
+    assert full.shape == half.shape and np.abs(full - half).max() < 0.02 * np.abs(full).max()
+
+
+def test_what_cannot_be_bundled(tool: ModuleType, tmp_path: Path) -> None:
+    made = tiny_models.all_of(tmp_path / "exp", "mini")
+    for word, error in (("speech=x", "names: vocoder, conv"), ("tts", "NAME=DIR"), (f"tts={tmp_path}", "not the dir")):
+        with pytest.raises(SystemExit, match=error):
+            tool.main([word])
+    shutil.move(made["converter"], tmp_path / "alone")
+    shutil.rmtree(tmp_path / "alone" / "vocoder")
+    with pytest.raises(SystemExit, match="no vocoder in it"):
+        tool.main([f"converter={tmp_path / 'alone'}"])
+    tool.LIMIT_MB, limit = 0.01, tool.LIMIT_MB
+    assert tool.main([f"vocoder={made['vocoder']}"]) == 1  # too much to ship
+    tool.LIMIT_MB = limit

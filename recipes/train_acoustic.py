@@ -1,7 +1,9 @@
 """Trains an acoustic model: python recipes/train_acoustic.py [conf.yaml] train_units=... train_mels=... key=value ...
 
-Units of one voice, or its soft units (folders, in place of unit files), to its mels (folders of recipes/mels.py).  A
-vocoder of such mels in `vocoder/` of the model's directory makes it a system that `unitkit vocode` speaks with.
+Units, or soft units (folders, in place of unit files), to mels (folders of recipes/mels.py); of one voice, or of the
+voices whose vectors voices_train and voices_dev have (files of recipes/speaker_vectors.py), in the languages of the
+manifests.  A vocoder of such mels in `vocoder/` of the model's directory makes it a system that `unitkit vocode` speaks
+with.
 """
 
 import sys
@@ -17,13 +19,24 @@ from torch.utils.data import Dataset
 
 from unitkit import config as configs
 from unitkit import data
-from unitkit.models.acoustic import AcousticBatch, AcousticConfig, AcousticModel, pad_acoustic
+from unitkit.manifest import read_manifest
+from unitkit.models.acoustic import AcousticBatch, AcousticConfig, AcousticItem, AcousticModel, pad_acoustic
 from unitkit.models.vocoder import n_parameters
 from unitkit.soft import ids_in, path_of, read_soft, read_soft_header
 from unitkit.train import FitConfig, FitResult, OptimConfig, Part, fit, supervised
 from unitkit.units import check_fingerprint, read_header, read_units
+from unitkit.voices import Voices
 
-DERIVED = ("tokenizer", "rate_hz", "n_units", "features_dim")
+DERIVED = (
+    "tokenizer",
+    "rate_hz",
+    "n_units",
+    "codebooks",
+    "features_dim",
+    "langs",
+    "speaker_vector_dim",
+    "speaker_encoder",
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +50,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The recipe's configuration; what the units say about themselves is never written here."""
+    """The recipe's configuration; what units and voices say about themselves is never written here."""
 
     train_units: str = ""  # unit file, or folder of soft units
     train_mels: str = ""  # folder of recipes/mels.py
     dev_units: str = ""
     dev_mels: str = ""
+    train_manifest: str = ""  # whose languages the model is told; left out: it is told none
+    dev_manifest: str = ""
+    voices_train: str = ""  # speaker vectors of the utterances; left out: one voice
+    voices_dev: str = ""
     out: str = "exp/acoustic"
     data: DataConfig = field(default_factory=DataConfig)
     model: AcousticConfig = field(default_factory=AcousticConfig)
@@ -57,25 +74,36 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         facts = {"tokenizer": soft.tokenizer, "rate_hz": soft.rate_hz, "features_dim": soft.dim}
         return facts, {name: read_soft(path, name).values for name in ids_in(path)}
     header, found = read_header(path), {one.id: one for one in read_units(path)}
-    if header.codebooks != 1 or any(one.reduced for one in found.values()):
-        raise data.DataError(f"{path}: one codebook and a unit for every frame are wanted here")
-    facts = {"tokenizer": header.tokenizer, "rate_hz": header.rate_hz, "n_units": header.n_units}
+    if any(one.reduced for one in found.values()):
+        raise data.DataError(f"{path}: a unit for every frame is wanted here")
+    names = ("tokenizer", "rate_hz", "n_units", "codebooks")
+    facts = {name: getattr(header, name) for name in names}
     return facts, {name: one.ids.astype(np.int64) for name, one in found.items()}
 
 
 class Spoken(Dataset):
     """Segments of units with their mels; item (epoch, i) is always the same one."""
 
-    def __init__(self, units: str, mels: str, *, config: AcousticConfig, segment_frames: int, seed: int) -> None:
-        """Utterances that both have; segments of 0 frames are whole utterances."""
-        check_fingerprint(config.mel.fingerprint, read_soft_header(mels).tokenizer, what=f"mels in {mels}")
+    def __init__(self, split: str, config: Config, *, segment_frames: int) -> None:
+        """Utterances that have all that is wanted; segments of 0 frames are whole utterances."""
+        units, mels, manifest, voices = (
+            getattr(config, name)
+            for name in (f"{split}_units", f"{split}_mels", f"{split}_manifest", f"voices_{split}")
+        )
+        self.config, self.segment_frames, self.seed, self.mels = config.model, segment_frames, config.fit.seed, mels
+        check_fingerprint(self.config.mel.fingerprint, read_soft_header(mels).tokenizer, what=f"mels in {mels}")
         facts, found = _read(units)
-        check_fingerprint(config.tokenizer, facts["tokenizer"], what=units)
-        self.config, self.segment_frames, self.seed, self.mels = config, segment_frames, seed, mels
+        check_fingerprint(self.config.tokenizer, facts["tokenizer"], what=units)
+        self.voices = Voices.load(voices) if voices else None
+        if self.voices is not None:
+            self.voices.check(self.config.speaker_encoder, self.config.speaker_vector_dim, what=voices)
+        self.langs = _langs(manifest, self.config.langs)
         there = set(ids_in(mels))
-        self.units = {name: one for name, one in found.items() if name in there and len(one)}
+        self.units = {name: one for name, one in found.items() if name in there and len(one) and self._known(name)}
         if left := len(found) - len(self.units):
-            print(f"{units}: {left} of {len(found)} utterances are empty or have no mels in {mels}", file=sys.stderr)
+            lacking = f"have no mels in {mels}" + (f", no vector in {voices}" if voices else "")
+            lacking += f", no language in {manifest}" if self.langs else ""
+            print(f"{units}: {left} of {len(found)} utterances are empty or {lacking}", file=sys.stderr)
         if not self.units:
             raise data.DataError(f"{units} and {mels} have no utterance in common")
         self.items = [
@@ -84,21 +112,38 @@ class Spoken(Dataset):
             for _ in range(max(1, round(len(one) / segment_frames)) if segment_frames else 1)
         ]
 
+    def _known(self, name: str) -> bool:
+        return (self.voices is None or name in self.voices) and (not self.langs or name in self.langs)
+
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, key: data.Key) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, key: data.Key) -> AcousticItem:
         epoch, item = key
-        name, ratio = self.items[item], self.config.ratio
+        name, up, down = self.items[item], self.config.ratio.numerator, self.config.ratio.denominator
         units, mel = self.units[name], np.load(path_of(self.mels, name), mmap_mode="r", allow_pickle=False)
-        total = min(len(units), len(mel) // ratio)
-        if abs(len(units) * ratio - len(mel)) > 0.1 * self.config.mel.rate_hz + ratio:
+        total = min(len(units), len(mel) * down // up)
+        if abs(len(units) * up / down - len(mel)) > 0.1 * self.config.mel.rate_hz + up:
             raise data.DataError(
                 f"{name}: {len(units)} units and {len(mel)} frames of mels do not last alike: make both anew"
             )
         length = min(total, self.segment_frames or total)
-        start = int(np.random.default_rng([self.seed, epoch, item]).integers(total - length + 1))
-        return units[start : start + length], mel[start * ratio : (start + length) * ratio].astype(np.float32)
+        # Units begin together with a frame every `down` of them.
+        start = down * int(np.random.default_rng([self.seed, epoch, item]).integers((total - length) // down + 1))
+        first = start * up // down
+        return AcousticItem(
+            units[start : start + length],
+            mel[first : first + self.config.frames(length)].astype(np.float32),
+            self.langs.get(name, 0),
+            None if self.voices is None else self.voices[name],
+        )
+
+
+def _langs(manifest: str, known: Sequence[str]) -> dict[str, int]:
+    """The index of each utterance's language; none where the model is told no languages."""
+    if not manifest or len(known) < 2:
+        return {}
+    return {row.id: known.index(row.lang) for row in read_manifest(manifest) if row.lang in known}
 
 
 class Validation:
@@ -108,7 +153,7 @@ class Validation:
         n = min(count or len(dev), len(dev))
         self.pairs = [dev[0, i * len(dev) // n] for i in range(n)]
         draw = np.random.default_rng(dev.seed)
-        self.disordered = [(units[draw.permutation(len(units))], mel) for units, mel in self.pairs]
+        self.disordered = [replace(one, source=one.source[draw.permutation(len(one.source))]) for one in self.pairs]
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """The dev metrics of a model in eval mode: each utterance counts alike."""
@@ -121,19 +166,27 @@ class Validation:
         }
 
     @staticmethod
-    def _apart(model: AcousticModel, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-        made = model.generate([units for units, _ in pairs])
-        return float(np.mean([np.abs(mine - mel).mean() for mine, (_, mel) in zip(made, pairs, strict=True)]))
+    def _apart(model: AcousticModel, pairs: Sequence[AcousticItem]) -> float:
+        langs, vectors = model.config.langs, [one.vector for one in pairs if one.vector is not None]
+        made = model.generate(
+            [one.source for one in pairs],
+            langs=[langs[one.lang] for one in pairs] if len(langs) > 1 else (),
+            vectors=np.stack(vectors) if vectors else None,
+        )
+        return float(np.mean([np.abs(mine - one.mel).mean() for mine, one in zip(made, pairs, strict=True)]))
 
 
 def _card(config: Config, model: AcousticConfig, metrics: Mapping[str, float]) -> str:
     scores = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
     kind = f"soft units of {model.features_dim} numbers" if model.features_dim else f"{model.n_units} units"
+    kind += f" × {model.codebooks} codebooks" if model.codebooks > 1 else ""
+    voice = f"Voices are vectors of speaker encoder `{model.speaker_encoder}`.  " if model.speaker_vector_dim else ""
     return (
         f"# Acoustic model\n\nFrom {kind} of tokenizer `{model.tokenizer}` at {model.rate_hz:g} Hz to mels "
-        f"`{model.mel.fingerprint}`.  Trained on `{config.train_units}` (its licence is that of this model), validated "
-        f"on `{config.dev_units}`.\n\n## Scores\n\n{scores}\n\nL1 of natural-log mels; loss: after the true frames; "
-        "mel: after its own; mel_shuffled: after its own, units in random order.\n\n## Recipe\n\n"
+        f"`{model.mel.fingerprint}`.  {voice}Trained on `{config.train_units}` (its licence is that of this "
+        f"model), validated on `{config.dev_units}`.\n\n## Scores\n\n{scores}\n\nL1 of natural-log mels; "
+        "loss: after the true frames; "
+        "mel: after its own, as in use; mel_shuffled: likewise, units in random order.\n\n## Recipe\n\n"
         f"python recipes/train_acoustic.py conf.yaml\n\n```yaml\n{configs.to_yaml(config)}```\n"
     )
 
@@ -146,21 +199,25 @@ def complete(config: Config) -> Config:
     for name in DERIVED:
         if getattr(config.model, name) != getattr(AcousticConfig(), name):
             raise configs.ConfigError(f"model.{name} is read from the units: take it out of the config")
-    return replace(config, model=replace(config.model, **_read(config.train_units)[0]))
+    for one, other in (("voices_train", "voices_dev"), ("train_manifest", "dev_manifest")):
+        if bool(getattr(config, one)) != bool(getattr(config, other)):
+            raise configs.ConfigError(f"{one} and {other}: both or neither")
+    facts = _read(config.train_units)[0]
+    if config.voices_train:
+        voices = Voices.load(config.voices_train)
+        facts |= {"speaker_vector_dim": voices.dim, "speaker_encoder": voices.encoder}
+    if config.train_manifest:
+        facts["langs"] = tuple(sorted({row.lang for row in read_manifest(config.train_manifest) if row.lang}))
+    return replace(config, model=replace(config.model, **facts))
 
 
 def train(config: Config) -> FitResult:
     """Runs the recipe; the model directory is `config.out`."""
     torch.manual_seed(config.fit.seed)
     config = complete(config)
-    taught, dev = (
-        Spoken(units, mels, config=config.model, segment_frames=frames, seed=config.fit.seed)
-        for units, mels, frames in (
-            (config.train_units, config.train_mels, config.data.segment_frames),
-            (config.dev_units, config.dev_mels, 0),
-        )
-    )
-    model = AcousticModel(config.model)
+    taught = Spoken("train", config, segment_frames=config.data.segment_frames)
+    dev = Spoken("dev", config, segment_frames=0)
+    model = AcousticModel.build(config.model)
     print(f"{n_parameters(model) / 1e6:.2f} M parameters, {len(taught.units)} utterances", file=sys.stderr)
 
     def save(module: Any, folder: Path, metrics: Mapping[str, float]) -> None:

@@ -13,7 +13,8 @@ from toy_language import LETTERS, N_UNITS, Sample, samples, say
 from unitkit.frontends import FrontEnd
 from unitkit.models.aligner import monotonic_durations
 from unitkit.models.ctc import pad_targets
-from unitkit.models.tts import PAPER, FftBlock, Lines, TextToUnits, TtsConfig, TtsError
+from unitkit.models.layers import FftBlock
+from unitkit.models.tts import PAPER, Lines, TextToUnits, TtsConfig, TtsError
 from unitkit.models.vocoder import n_parameters
 
 torch.set_num_threads(1)

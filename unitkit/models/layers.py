@@ -1,10 +1,12 @@
-"""Blocks that models share: residual convolutions, an utterance's vector, predictors of a value or bin, and lengths."""
+"""Blocks that models share: residual convolutions, attention, vectors of utterances, predictors, and lengths."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unitkit.models.front import inside
+from unitkit.models.front import inside, sinusoids
+
+BLOCKS = ("conv", "fft")
 
 
 class ConvNorm(nn.Module):
@@ -24,6 +26,57 @@ class ConvNorm(nn.Module):
         """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
         hidden = (x * mask[:, :, None]).transpose(1, 2)
         return self.norm(x + self.dropout(self.narrow(F.relu(self.wide(hidden))).transpose(1, 2)))
+
+
+class FftBlock(nn.Module):
+    """Attention, then a wide convolution and a narrow one, each residual and followed by a layer norm."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, *, kernel: int = 9, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.wide = nn.Conv1d(dim, hidden, kernel, padding=kernel // 2)
+        self.narrow = nn.Conv1d(hidden, dim, 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # Step by step: on a CPU the gradients of torch's fused attention take twice the time.
+        scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).masked_fill(~mask[:, None, None], -torch.inf)
+        heard = (scores.softmax(3) @ v).transpose(1, 2).flatten(2)  # (batch, heads, steps, part) to (batch, steps, dim)
+        x = self.norms[0](x + self.dropout(self.out(heard)))
+        hidden = F.relu(self.wide((x * mask[:, :, None]).transpose(1, 2)))
+        return self.norms[1](x + self.dropout(self.narrow(hidden).transpose(1, 2)))
+
+
+class Stack(nn.Module):
+    """Blocks one after the other: residual convolutions (conv), or attention and convolutions as in FastSpeech (fft).
+
+    The latter stand behind positions, which they cannot tell by themselves.
+    """
+
+    def __init__(
+        self, blocks: str, dim: int, layers: int, *, kernel: int, heads: int, hidden: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.tensor(1.0)) if blocks == "fft" else None
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            FftBlock(dim, heads, hidden, kernel=kernel, dropout=dropout)
+            if blocks == "fft"
+            else ConvNorm(dim, depth=i, kernel=kernel, dropout=dropout)
+            for i in range(layers)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
+        if self.place is not None:
+            x = x + self.place * sinusoids(x.shape[1], x.shape[2]).to(x)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
 
 
 class UtteranceEncoder(nn.Module):

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from unitkit.frontends import FrontEnd
 from unitkit.models.aligner import Aligner, binarisation, forward_sum, monotonic_durations
-from unitkit.models.front import inside, sinusoids
-from unitkit.models.layers import ConvNorm, VariancePredictor, regulate
+from unitkit.models.front import inside
+from unitkit.models.layers import BLOCKS, Stack, VariancePredictor, regulate
 from unitkit.models.storage import read_model, save_model
 
-BLOCKS = ("conv", "fft")
 LONGEST = 5.0  # seconds that a token may last
 
 
@@ -121,51 +120,9 @@ class Lines:
         return Lines(**{name: x if x is None else x.pin_memory() for name, x in given})
 
 
-class FftBlock(nn.Module):
-    """Attention, then a wide convolution and a narrow one, each residual and followed by a layer norm."""
-
-    def __init__(self, dim: int, heads: int, hidden: int, *, kernel: int = 9, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.wide = nn.Conv1d(dim, hidden, kernel, padding=kernel // 2)
-        self.narrow = nn.Conv1d(hidden, dim, 1)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # Step by step: on a CPU the gradients of torch's fused attention take twice the time.
-        scores = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).masked_fill(~mask[:, None, None], -torch.inf)
-        heard = (scores.softmax(3) @ v).transpose(1, 2).flatten(2)  # (batch, heads, steps, part) to (batch, steps, dim)
-        x = self.norms[0](x + self.dropout(self.out(heard)))
-        hidden = F.relu(self.wide((x * mask[:, :, None]).transpose(1, 2)))
-        return self.norms[1](x + self.dropout(self.narrow(hidden).transpose(1, 2)))
-
-
-class Stack(nn.Module):
-    """Blocks one after the other, behind positions where the blocks cannot tell them."""
-
-    def __init__(self, config: TtsConfig, layers: int) -> None:
-        super().__init__()
-        c = config
-        self.place = nn.Parameter(torch.tensor(1.0)) if c.blocks == "fft" else None
-        self.dropout = nn.Dropout(c.dropout)
-        self.blocks = nn.ModuleList(
-            FftBlock(c.dim, c.attention_heads, c.hidden, kernel=c.kernel, dropout=c.dropout)
-            if c.blocks == "fft"
-            else ConvNorm(c.dim, depth=i, kernel=c.kernel, dropout=c.dropout)
-            for i in range(layers)
-        )
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(batch, steps, dim) to the same shape; `mask` (batch, steps) is true inside."""
-        if self.place is not None:
-            x = x + self.place * sinusoids(x.shape[1], x.shape[2]).to(x)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, mask)
-        return x
+def _stack(config: TtsConfig, layers: int) -> Stack:
+    c = config
+    return Stack(c.blocks, c.dim, layers, kernel=c.kernel, heads=c.attention_heads, hidden=c.hidden, dropout=c.dropout)
 
 
 class TextToUnits(nn.Module):
@@ -177,7 +134,7 @@ class TextToUnits(nn.Module):
             raise TtsError(f"n_units {config.n_units} and symbols {config.symbols!r}: both come from the training data")
         self.config = c = config
         self.tokens = nn.Embedding(len(c.front_end), c.dim, padding_idx=0)
-        self.encoder, self.decoder = Stack(c, c.encoder_layers), Stack(c, c.decoder_layers)
+        self.encoder, self.decoder = _stack(c, c.encoder_layers), _stack(c, c.decoder_layers)
         self.text_norm = nn.LayerNorm(c.dim)
         self.langs = nn.Embedding(len(c.langs), c.lang_dim) if len(c.langs) > 1 else None
         self.lang_norm = nn.LayerNorm(c.lang_dim) if len(c.langs) > 1 else None

@@ -87,7 +87,7 @@ def _line(tts: TTS, one: Utterance, asked: Voice | None, language: str | None) -
     if not one.text:
         raise ValueError(f"{one.id}: no text in this row")
     if asked is None:
-        several = tts.takes_vectors or len(tts.vocoder.model.config.speakers) > 1
+        several = tts.takes_vectors or len(tts.vocoder.config.speakers) > 1
         name = one.speaker if several else None
         if name is not None and name not in tts.speakers:
             known = ", ".join(tts.speakers) or "none"

@@ -21,8 +21,8 @@ from unitkit.units import Units, check_fingerprint, read_header, read_units
 from unitkit.voices import Voices
 
 if TYPE_CHECKING:
-    from unitkit.models.acoustic import AcousticModel
-    from unitkit.models.vocoder import UnitVocoder
+    from unitkit.models.acoustic import AcousticConfig, AcousticModel
+    from unitkit.models.vocoder import UnitVocoder, VocoderConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,16 @@ class Vocoder:
         return cls(model, acoustic)
 
     @property
+    def config(self) -> "VocoderConfig | AcousticConfig":
+        """Of what hears the units: its speakers, languages, vectors are those to ask for."""
+        return self.acoustic.config if self.acoustic else self.model.config
+
+    @property
+    def predicts_durations(self) -> bool:
+        """Whether it takes reduced units."""
+        return self.acoustic is None and self.model.durations is not None
+
+    @property
     def sample_rate(self) -> int:
         """Hz of the wavs it makes."""
         return self.model.config.sample_rate
@@ -55,7 +65,7 @@ class Vocoder:
     @property
     def tokenizer(self) -> str:
         """Fingerprint of the tokenizer whose units it was trained on."""
-        return (self.acoustic or self.model).config.tokenizer
+        return self.config.tokenizer
 
     def checksum(self) -> str:
         """Hex digits that change with any weight."""
@@ -90,6 +100,9 @@ class Vocoder:
         ready, predict = self._ready(units, durations)
         if not len(ready):
             return np.zeros(0, np.float32)
+        if self.acoustic is not None:
+            (wav,) = self.model.generate([self._mel(ready, lang, vector)])
+            return wav.numpy()
         (wav,) = self.model.generate(
             [ready],
             speaker=speaker,
@@ -117,6 +130,9 @@ class Vocoder:
         ready, predict = self._ready(units, durations)
         if not len(ready):
             return iter(())
+        if self.acoustic is not None:
+            whole = self.model.stream(self._mel(ready, lang, vector), seconds=seconds)
+            return (piece.numpy() for piece in whole)
         pieces = self.model.stream(
             ready,
             seconds=seconds,
@@ -139,10 +155,18 @@ class Vocoder:
         (frames,) = self.model.predict_durations([torch.from_numpy(units.ids).to(self.model.device)])
         return frames.cpu().numpy()
 
+    def _mel(self, frames: Units | np.ndarray, lang: str | None, vector: np.ndarray | None) -> np.ndarray:
+        """What the acoustic model makes of units or soft units: (frames, n_mels)."""
+        assert self.acoustic is not None and isinstance(frames, np.ndarray)
+        (mel,) = self.acoustic.generate(
+            [frames], langs=() if lang is None else (lang,), vectors=None if vector is None else vector[None]
+        )
+        return mel
+
     def _ready(
         self, units: Units | SoftUnits, durations: str | np.ndarray | None
     ) -> tuple[Units | np.ndarray, str | None]:
-        """What the model takes: units, with "predict" where they are reduced, soft units as they are, or mels."""
+        """What the model takes: units, with "predict" where they are reduced; ids or soft units as they are."""
         if isinstance(durations, str) and durations not in ("predicted", "frames"):
             raise ValueError(f"durations {durations!r}: known are 'frames', 'predicted', or an array of frames")
         check_fingerprint(self.tokenizer, units.tokenizer, what=f"units {units.id!r} for this vocoder")
@@ -156,7 +180,7 @@ class Vocoder:
                 raise ValueError(
                     f"units {units.id!r} are reduced: this vocoder predicts no durations, give it all frames"
                 )
-            return (self.acoustic.generate([frames])[0] if self.acoustic and len(frames) else frames), None
+            return frames, None
         if durations is not None and not isinstance(durations, str):
             return units.expand(np.asarray(durations)), None
         ready = units.dedup()[0] if durations == "predicted" and not units.reduced else units
@@ -200,8 +224,8 @@ def synthesise(
             f0, energy = prosody_of(vocoder, rows.get(one.id), one.n_frames, durations)
             wav = vocoder(
                 one,
-                speaker=None if voices else _known(row.speaker, vocoder.model.config.speakers, speaker),
-                lang=_known(row.lang, vocoder.model.config.langs, lang),
+                speaker=None if voices else _known(row.speaker, vocoder.config.speakers, speaker),
+                lang=_known(row.lang, vocoder.config.langs, lang),
                 f0=f0,
                 energy=energy,
                 durations=durations,
@@ -231,7 +255,7 @@ def prosody_of(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """F0 in Hz and energy (frames,) of the original recording, for a vocoder that was trained with them."""
     config = vocoder.model.config
-    if not (config.f0 or config.energy):
+    if vocoder.acoustic or not (config.f0 or config.energy):
         return None, None
     if original is None:
         raise ValueError("this vocoder takes F0 or energy from the original recordings: name their manifest (--like)")
@@ -245,7 +269,7 @@ def prosody_of(
 
 def _voices_for(vocoder: Vocoder, voices: Voices | None) -> Voices | None:
     """The voices, if the vocoder takes any; an error where it needs others."""
-    c = vocoder.model.config
+    c = vocoder.config
     if not c.speaker_vector_dim:
         return None
     if voices is None:

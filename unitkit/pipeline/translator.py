@@ -53,9 +53,9 @@ class Translator:
 
     def __post_init__(self) -> None:
         """Refuse a vocoder of other units, or one that needs what a translation does not have."""
-        c = self.vocoder.model.config
+        c = self.vocoder.config
         check_fingerprint(self.model.config.tokenizer, self.vocoder.tokenizer, what="the vocoder for this translator")
-        if self.model.config.reduced and self.vocoder.model.durations is None:
+        if self.model.config.reduced and not self.vocoder.predicts_durations:
             raise ValueError("this translator makes reduced units: take a vocoder with durations=true")
         if c.f0 or c.energy:
             raise ValueError("this vocoder takes F0 or energy of a recording: take one with f0=false energy=false")
@@ -152,7 +152,7 @@ class Translator:
 
     def voice(self, speaker: str | None, *, of: str | None = None) -> str | None:
         """Whose voice to take: `speaker`, or the one `of` the recording if the vocoder knows it; else an error."""
-        known = self.vocoder.model.config.speakers
+        known = self.vocoder.config.speakers
         if speaker is None and len(known) < 2:
             return None
         name = speaker if speaker is not None else of if of in known else None
@@ -173,7 +173,7 @@ class Translator:
 
     @property
     def _lang(self) -> str | None:
-        return self.model.config.target_lang if len(self.vocoder.model.config.langs) > 1 else None
+        return self.model.config.target_lang if len(self.vocoder.config.langs) > 1 else None
 
     def _read(self, speech: Speech) -> Heard:
         if not isinstance(speech, Utterance) or not speech.text:

@@ -77,11 +77,11 @@ class TTS:
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together."""
-        c, v = self.model.config, self.vocoder.model.config
+        c, v = self.model.config, self.vocoder.config
         check_fingerprint(c.tokenizer, self.vocoder.tokenizer, what="the vocoder for this model of text")
         if v.f0 or v.energy:
             raise ValueError("this vocoder takes F0 or energy of a recording: take one with f0=false energy=false")
-        if self._reduced and self.vocoder.model.durations is None:
+        if self._reduced and not self.vocoder.predicts_durations:
             raise ValueError("this model makes reduced units: take a vocoder with durations=true")
         made_by = [_vectors(config)[0] for config in (c, v) if _vectors(config)[1]]
         if len(set(made_by)) > 1:
@@ -151,7 +151,7 @@ class TTS:
                 *(name for name in self.known if name in names),
                 *(name for name in names if name not in self.known),
             )
-        return self.vocoder.model.config.speakers
+        return self.vocoder.config.speakers
 
     @property
     def takes_vectors(self) -> bool:
@@ -237,7 +237,7 @@ class TTS:
         return self.voices[name] if self.voices is not None else None
 
     def _named(self, speaker: Speaker | None) -> Voice:
-        known = self.vocoder.model.config.speakers
+        known = self.vocoder.config.speakers
         if speaker is None and len(known) < 2:
             return Voice()
         if not isinstance(speaker, str) or speaker not in known:
@@ -262,7 +262,7 @@ class TTS:
 
     @property
     def _vector_dim(self) -> int:
-        return _vectors(self.model.config)[1] or _vectors(self.vocoder.model.config)[1]
+        return _vectors(self.model.config)[1] or _vectors(self.vocoder.config)[1]
 
     def language(self, asked: str | None, voice: Voice | None = None) -> str:
         """The language to speak: the one asked for, the voice's, or the first; unknown ones are an error."""
@@ -355,7 +355,7 @@ class TTS:
         return np.repeat(units.ids, np.diff(ends, prepend=0).clip(min=1), axis=0)
 
     def _spoken(self, line: Line, ids: np.ndarray) -> Spoken:
-        c, v = self.model.config, self.vocoder.model.config
+        c, v = self.model.config, self.vocoder.config
         units = Units(ids, c.rate_hz, c.n_units, c.tokenizer, line.label)
         lang = line.lang if len(v.langs) > 1 else None
         vector = line.voice.vector if v.speaker_vector_dim else None

@@ -29,7 +29,7 @@ class Models:
         if self.vocoder is None:
             return
         check_fingerprint(self.tokenizer.fingerprint, self.vocoder.tokenizer, what="the vocoder for this tokenizer")
-        c = self.vocoder.model.config
+        c = self.vocoder.config
         if c.speaker_vector_dim and (self.ear is None or self.ear.checksum() != c.speaker_encoder):
             raise ValueError(
                 f"the vocoder takes voices as vectors of speaker encoder {c.speaker_encoder!r}: put that encoder into "
@@ -98,7 +98,7 @@ def _bundled(name: str, given: str | Path | None) -> str | Path | None:
 
 def _ear(vocoder: Vocoder, folder: str | Path, tts: TTS | None, device: str) -> SpeakerModel | None:
     """Of a vocoder that takes speaker vectors: the encoder in its speaker/, else that of the model of text."""
-    if not vocoder.model.config.speaker_vector_dim:
+    if not vocoder.config.speaker_vector_dim:
         return None
     if (Path(folder) / "speaker").is_dir():
         from unitkit.models.speaker import SpeakerEncoder

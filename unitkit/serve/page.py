@@ -96,7 +96,7 @@ def _encode(work: Work) -> None:
 
 def _resynthesise(work: Work) -> None:
     assert work.models.vocoder is not None
-    vocoder = work.models.vocoder.model
+    vocoder = work.models.vocoder
     c = vocoder.config
     alone = not (c.f0 or c.energy)  # units are enough
     recording = _sound("Recording")
@@ -111,7 +111,7 @@ def _resynthesise(work: Work) -> None:
     with gr.Row(visible=max(len(c.speakers), len(c.langs)) > 1):
         speaker, lang = _choice("Speaker", c.speakers), _choice("Language", c.langs)
     predicted = gr.Checkbox(
-        label="Merge runs of units, and predict how long each is", visible=alone and vocoder.durations is not None
+        label="Merge runs of units, and predict how long each is", visible=alone and vocoder.predicts_durations
     )
     button = gr.Button("Resynthesise", variant="primary")
 
@@ -179,7 +179,7 @@ def _translate(work: Work) -> None:
     translator = work.models.translator
     assert translator is not None
     recording = _sound("Recording")
-    speaker = _choice("Speaker", translator.vocoder.model.config.speakers)
+    speaker = _choice("Speaker", translator.vocoder.config.speakers)
     button = gr.Button("Translate", variant="primary")
     writes = "target_text" in translator.model.config.heads
 

@@ -146,7 +146,7 @@ class Work:
         else:
             units, heard = self.unit_file(unit_file, pasted), None
         durations = "predicted" if predicted else "frames"
-        c = vocoder.model.config
+        c = vocoder.config
         if heard is None and (c.f0 or c.energy):
             raise ValueError("This vocoder takes F0 or energy of a recording: give it one instead of units.")
         f0, energy = prosody_of(vocoder, heard, units.n_frames, durations)
@@ -209,7 +209,7 @@ class Work:
         translator = _there(self.models.translator)
         listener = _there(translator.listener)
         utterance, _ = self.recording(path, listener.sample_rate)
-        known = translator.vocoder.model.config.speakers
+        known = translator.vocoder.config.speakers
         made = translator(utterance, speaker=(speaker or known[0]) if len(known) > 1 else None)
         name, units = f"{utterance.id}-translated", made.frames
         return Result(units.tokenizer, name, made.wav, made.sample_rate, units, made.text)

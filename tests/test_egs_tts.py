@@ -1,6 +1,7 @@
 """The recipes of speech from text call what they should, in an order in which everything is there; configs load."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from recipe_files import recipe as recipe_file
 from test_egs_s2st import after, made, of, unmade  # noqa: F401  made is a fixture
 
 from unitkit import audio, config
+from unitkit.audio import Mel
 from unitkit.manifest import read_manifest
+from unitkit.models.acoustic import PARALLEL_PAPER
 
 ROOT = Path(__file__).resolve().parents[1]
 EGS = ROOT / "egs"
@@ -93,6 +96,29 @@ def test_unit_by_unit_beside_it(made: Calls) -> None:  # noqa: F811
     assert score[:3] == [f"e/seen/synth/{name}" for name in ("t2u", "characters", "units")]
 
 
+def test_by_mels_beside_it(made: Calls) -> None:  # noqa: F811
+    calls = made("prompts/tts-mel", "tts=t", "exp=e", "fit.max_steps=7")
+    assert {after(call, "-o")[0]: call[0] for call in of(calls, "mels.py")} == {
+        f"e/mel/mels/{s}": f"t/exp/data/{s}.jsonl" for s in ("train", "dev")
+    }
+    (vocoder,), (acoustic,) = of(calls, "train_vocoder.py"), of(calls, "train_acoustic.py")
+    assert {"out=e/mel/vocoder", "data.names=false", "train_units=e/mel/mels/train/units.jsonl"} <= set(vocoder)
+    assert {"out=e/acoustic", "train_units=t/exp/units/train.jsonl", "train_mels=e/mel/mels/train"} <= set(acoustic)
+    assert {"dev_manifest=t/exp/data/dev.jsonl", "voices_dev=t/exp/voices/dev.safetensors"} <= set(acoustic)
+    assert "fit.max_steps=7" in acoustic and "fit.max_steps=7" not in vocoder
+    spoken = {after(call, "-o")[0]: call for call in of(calls, "speak")}
+    assert set(spoken) == {f"e/{s}/synth/{route}" for s in ("seen", "unseen") for route in ("direct", "mel")}
+    for out, call in spoken.items():
+        assert after(call, "-m") == ["t/exp/characters"] and ("--vocoder" in call) == out.endswith("mel")
+    again = {after(call, "-o")[0]: after(call, "-m")[0] for call in of(calls, "vocode")}
+    assert again["e/seen/synth/units"] == "t/exp/vocoder" and again["e/seen/synth/units-mel"] == "e/acoustic"
+    taken = made("prompts/tts-mel", "tts=t", "exp=e", "mel=m", "vocoder", "acoustic")
+    assert not of(taken, "train_vocoder.py") and "train_mels=m/mels/train" in of(taken, "train_acoustic.py")[0]
+    one = made("ljspeech/tts-mel", "exp=e")
+    assert not any("voices" in word for call in one for word in call)
+    assert {after(call, "-o")[0] for call in of(one, "speak")} == {"e/seen/synth/direct", "e/seen/synth/mel"}
+
+
 def test_ljspeech_runs_the_same_stages_with_one_voice(made: Calls, tmp_path: Path) -> None:  # noqa: F811
     calls = made("ljspeech/tts", "exp=e")
     (prepared,) = of(calls, "prepare.py")
@@ -137,7 +163,7 @@ def test_a_small_tree_of_ljspeech_is_learned_from(tmp_path: Path) -> None:
 
 
 def test_configurations_fit_their_trainers() -> None:
-    tts, vocoder, s2ut = (recipe_file(f"train_{name}") for name in ("tts", "vocoder", "s2ut"))
+    tts, vocoder, s2ut, acoustic = (recipe_file(f"train_{name}") for name in ("tts", "vocoder", "s2ut", "acoustic"))
     small = config.load(tts.Config, EGS / "prompts/tts/conf/tts.yaml")
     assert small.size == "small" and small.loss.bind_from < small.fit.max_steps
     paper = config.load(tts.Config, EGS / "ljspeech/tts/conf/tts.yaml")
@@ -145,4 +171,10 @@ def test_configurations_fit_their_trainers() -> None:
     wave = config.load(vocoder.Config, EGS / "prompts/tts/conf/vocoder.yaml")
     assert wave.model.core == "istft" and wave.model.durations and wave.loss.gan_start < wave.fit.max_steps
     assert config.load(vocoder.Config, EGS / "ljspeech/tts/conf/vocoder.yaml").model.core == "hifigan"
+    small = config.load(acoustic.Config, EGS / "prompts/tts-mel/conf/acoustic.yaml")
+    paper = config.load(acoustic.Config, EGS / "ljspeech/tts-mel/conf/acoustic.yaml")
+    assert small.model.kind == "parallel" and small.model.mel == paper.model.mel == Mel()
+    assert replace(paper.model, n_units=320, codebooks=2) == PARALLEL_PAPER
+    for home in ("prompts", "ljspeech"):
+        config.load(vocoder.Config, EGS / home / "tts-mel/conf/vocoder.yaml")
     assert config.load(s2ut.Config, EGS / "prompts/tts-ar/conf/t2u.yaml").model.source == "text"

@@ -35,8 +35,11 @@ def test_models_are_bundled_and_found_by_name(tool: ModuleType, tmp_path: Path) 
     shutil.rmtree(made["vocoder"])
     (made["tts"].parent / "vocoder_of_tts").rename(made["vocoder"])  # beside it, as the recipe leaves it
     words = [f"{name}={made[name]}" for name in tool.NAMES]
-    assert tool.main(words) == 0 and tool.main(words[:1]) == 0  # once more is no error
     out = tmp_path / "bundled"
+    assert tool.main(words) == 0
+    (out / "tts" / "card.md").write_text("by hand")
+    assert tool.main(words) == 0 and (out / "tts" / "card.md").read_text() == "by hand"
+    assert (out / "converter" / "card.md").read_text() == (made["converter"] / "card.md").read_text()
     assert {path.name for path in out.iterdir()} == set(tool.NAMES)
     assert not any(name in path.parts for path in out.rglob("*") for name in tool.TRAINING)
     for folder in ("tts", "tts/vocoder", "converter", "recognizer"):

@@ -3,7 +3,7 @@
     python tools/bundle.py vocoder=exp/vocoder converter=exp/mini/converter tts=exp/characters recognizer=exp/k500
 
 Weights of two and more dimensions become float16, others stay as they are.  A speaker encoder stays whole: voices and
-models name it by the checksum of its weights.
+models name it by the checksum of its weights.  A card that is there stays: it is written by hand, from the training's.
 """
 
 import shutil
@@ -29,6 +29,7 @@ def bundle(source: Path, out: Path) -> None:
     kind = kind_of(source)
     if not kind:
         raise SystemExit(f"{source} is not the directory of a model")
+    card = (out / "card.md").read_bytes() if (out / "card.md").is_file() else None
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(source, out, ignore=shutil.ignore_patterns(*TRAINING))
     vocoder = part_beside(source, "vocoder")
@@ -36,6 +37,8 @@ def bundle(source: Path, out: Path) -> None:
         if vocoder is None:
             raise SystemExit(f"{source} has no vocoder in it or beside it")
         shutil.copytree(vocoder, out / "vocoder", ignore=shutil.ignore_patterns(*TRAINING))
+    if card is not None:
+        (out / "card.md").write_bytes(card)
     for path in out.rglob("model.safetensors"):
         if kind_of(path.parent) != "speaker encoder":
             halve(path)

@@ -251,6 +251,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     (tmp_path / "bundled" / "tts" / "config.yaml").touch()
     assert (tmp_path / "tts").is_dir()  # a folder of that name hides no bundled model
     assert given.model_folder("tts") == tmp_path / "bundled" / "tts" and given.model_folder("./tts") == Path("tts")
+    assert given.model_folder(Path("tts")) == Path("tts")  # so that a part of the model in "." is found
     for name, words in (
         ("nowhere", "no such directory, and no bundled model"),
         (tmp_path / "x", "not a text-to-units model"),

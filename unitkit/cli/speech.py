@@ -11,8 +11,10 @@ from unitkit.cli.show import Device, app, console, progress
 @app.command()
 def vocode(
     units: Annotated[Path, typer.Argument(help="Unit file, or folder of soft units, to speak.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Vocoder directory.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for manifest.jsonl and wavs.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Vocoder directory, or the name of a bundled one.")
+    ] = "vocoder",
     like: Annotated[
         Path | None, typer.Option(help="Manifest whose text, speaker and language are copied by id.")
     ] = None,
@@ -30,6 +32,8 @@ def vocode(
     """Turn a unit file into speech: a directory with manifest.jsonl and wavs.
 
     Examples:
+
+      unitkit vocode units.jsonl -o spoken                   units of the default tokenizer, by the bundled vocoder
 
       unitkit vocode units/test.jsonl -m exp/vocoder -o exp/synth
 

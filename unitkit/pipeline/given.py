@@ -59,13 +59,14 @@ def wav_of(speech: Speech, hz: int, *, rate: int | None = None) -> np.ndarray:
 
 
 def model_folder(name_or_directory: str | os.PathLike[str]) -> Path:
-    """The directory of a bundled model, by its name, or any other; ./name is never a bundled one."""
-    name = os.fspath(name_or_directory)
-    if name == Path(name).name and (BUNDLED / name / "config.yaml").is_file():
+    """The directory of a bundled model, by its name, or any other; ./name or a `Path` is never a bundled one."""
+    name, folder = os.fspath(name_or_directory), Path(name_or_directory)
+    bare = isinstance(name_or_directory, str) and name == folder.name
+    if bare and (BUNDLED / name / "config.yaml").is_file():
         return BUNDLED / name
-    if not Path(name).is_dir() and name == Path(name).name:
+    if bare and not folder.is_dir():
         raise ValueError(f"{name}: no such directory, and no bundled model of that name; name a directory (--model)")
-    return Path(name)
+    return folder
 
 
 def part_beside(folder: Path, name: str, given: str | os.PathLike[str] | None = None) -> Path | None:

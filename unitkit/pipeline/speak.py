@@ -13,7 +13,7 @@ import torch
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
-from unitkit.pipeline.given import vocoder_beside
+from unitkit.pipeline.given import model_folder, vocoder_beside
 from unitkit.recording import read_speech
 from unitkit.soft import SoftUnits, ids_in, read_soft, read_soft_header
 from unitkit.tokenizer import pick_device
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from unitkit.models.acoustic import AcousticConfig, AcousticModel
     from unitkit.models.vocoder import UnitVocoder, VocoderConfig
 
+DEFAULT = "vocoder"  # name of the bundled model
+
 
 @dataclass(frozen=True)
 class Vocoder:
@@ -33,13 +35,16 @@ class Vocoder:
     acoustic: "AcousticModel | None" = None  # where units become mels first, which `model` speaks
 
     @classmethod
-    def load(cls, directory: str | Path, *, device: str = "auto") -> "Vocoder":
-        """Load a model directory of `recipes/train_vocoder.py`, or of `train_acoustic.py` with its `vocoder/`."""
+    def load(cls, directory: str | Path = DEFAULT, *, device: str = "auto") -> "Vocoder":
+        """Load a model directory of `recipes/train_vocoder.py`, or of `train_acoustic.py` with its `vocoder/`.
+
+        Without one, the vocoder that is bundled, which speaks units of the default tokenizer.
+        """
         from unitkit.models.acoustic import AcousticModel
         from unitkit.models.storage import kind_of
         from unitkit.models.vocoder import UnitVocoder
 
-        folder, where = Path(directory), pick_device(device)
+        folder, where = model_folder(directory), pick_device(device)
         if kind_of(folder) != "acoustic":
             return cls(UnitVocoder.load(folder, device=where))
         acoustic = AcousticModel.load(folder, device=where)

@@ -81,9 +81,16 @@ def test_long_texts_are_cut_where_sentences_end() -> None:
     text = "One two. Three, four five six! Seven?  Eight nine ten eleven, twelve."
     assert sentences(text, longest=100) == [" ".join(text.split())]
     assert sentences(text, longest=30) == ["One two. Three, four five six!", "Seven?", "Eight nine ten eleven, twelve."]
+    assert sentences("One two three, four five six, seven? Eight. Nine ten.", longest=16) == [
+        "One two three,",
+        "four five six,",
+        "seven?",
+        "Eight. Nine ten.",
+    ]  # what is left of a cut sentence is not said in one breath with the next
     found = sentences(text, longest=22)
     assert found == ["One two.", "Three, four five six!", "Seven?", "Eight nine ten eleven,", "twelve."]
-    assert sentences(text, longest=16)[:3] == ["One two. Three,", "four five six!", "Seven? Eight"]
+    found = sentences(text, longest=16)
+    assert found == ["One two.", "Three,", "four five six!", "Seven?", "Eight nine ten", "eleven,", "twelve."]
     assert sentences(text, longest=1)[:3] == ["One", "two.", "Three,"]
     assert sentences(" ", longest=5) == []
 

@@ -36,21 +36,27 @@ def marked(text: str) -> str:
 def sentences(text: str, *, longest: int) -> list[str]:
     """A text in pieces of at most `longest` characters: whole sentences, as many as fit.
 
-    A sentence that is longer by itself is cut at its clauses, then between words; a word is never cut.
+    A sentence that is longer by itself is cut at its clauses, then between words, and shares no piece with another; a word
+    is never cut.
     """
-    out: list[str] = []
-    for piece in _cut(" ".join(text.split()), longest, _ENDS):
-        if out and len(out[-1]) + 1 + len(piece) <= longest:
-            out[-1] += f" {piece}"
-        else:
-            out.append(piece)
-    return out
+    return _pieces(" ".join(text.split()), longest, _ENDS)
 
 
-def _cut(text: str, longest: int, ends: tuple[str, ...]) -> list[str]:
+def _pieces(text: str, longest: int, ends: tuple[str, ...]) -> list[str]:
+    """Whole parts are joined as long as they fit; what had to be cut stands alone."""
     if len(text) <= longest or not ends:
         return [text] if text else []
-    return [one for part in re.split(ends[0], text) for one in _cut(part, longest, ends[1:])]
+    out: list[str] = []
+    open_end = False  # whether the last piece is a whole part, or several
+    for part in re.split(ends[0], text):
+        found = _pieces(part, longest, ends[1:])
+        whole = len(found) == 1
+        if whole and open_end and len(out[-1]) + 1 + len(part) <= longest:
+            out[-1] += f" {part}"
+        else:
+            out.extend(found)
+        open_end = whole
+    return out
 
 
 @dataclass(frozen=True)

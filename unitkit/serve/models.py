@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from unitkit.models.storage import kind_of
+from safetensors import SafetensorError
+
 from unitkit.pipeline import TTS, Recognizer, Translator, Vocoder, VoiceConverter
 from unitkit.tokenizer import BUNDLED, DEFAULT, Tokenizer, pick_device
 from unitkit.units import FingerprintError, check_fingerprint
@@ -85,7 +86,7 @@ def _blaming(option: str, given: str | Path | None) -> Iterator[None]:
         yield
     except FingerprintError as error:
         raise FingerprintError(f"{who}: {error}") from error
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{who}: {error}") from error
 
 
@@ -93,7 +94,7 @@ def _bundled(name: str, given: str | Path | None) -> str | Path | None:
     """What was given, else the bundled model of that name where there is one."""
     if given is not None:
         return given
-    return BUNDLED / name if kind_of(BUNDLED / name) else None
+    return BUNDLED / name if (BUNDLED / name / "config.yaml").is_file() else None
 
 
 def _ear(vocoder: Vocoder, folder: str | Path, tts: TTS | None, device: str) -> SpeakerModel | None:

@@ -36,8 +36,8 @@ def marked(text: str) -> str:
 def sentences(text: str, *, longest: int) -> list[str]:
     """A text in pieces of at most `longest` characters: whole sentences, as many as fit.
 
-    A sentence that is longer by itself is cut at its clauses, then between words, and shares no piece with another; words
-    stay whole.
+    A sentence that is longer by itself is cut at its clauses, then between words, and shares no piece with another; a
+    word is never cut.
     """
     return _pieces(" ".join(text.split()), longest, _ENDS)
 

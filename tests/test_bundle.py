@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+import jiwer
 import numpy as np
 import pytest
 import tiny_models
@@ -12,10 +13,14 @@ from recipe_files import ROOT, load_file
 from safetensors.torch import load_file as load_weights
 from test_speak import RECORDING
 
+from unitkit import audio
+from unitkit.audio import resample
+from unitkit.manifest import read_manifest
 from unitkit.pipeline import TTS, Recognizer, Vocoder, VoiceConverter, given
-from unitkit.tokenizer import Tokenizer
+from unitkit.tokenizer import BUNDLED, Tokenizer
 
 TOK = Tokenizer.load("mini", device="cpu")
+SHIPPED = [BUNDLED / name for name in ("vocoder", "converter", "tts")]
 
 
 @pytest.fixture
@@ -70,3 +75,36 @@ def test_what_cannot_be_bundled(tool: ModuleType, tmp_path: Path) -> None:
     tool.LIMIT_MB, limit = 0.01, tool.LIMIT_MB
     assert tool.main([f"vocoder={made['vocoder']}"]) == 1  # too much to ship
     tool.LIMIT_MB = limit
+
+
+# ------------------------------------------------------------------------------------------------- what is shipped
+
+
+def test_shipped_models_are_small_and_say_what_they_are() -> None:
+    sizes = [path.stat().st_size for folder in SHIPPED for path in folder.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 40e6
+    for folder in SHIPPED:
+        card = (folder / "card.md").read_text()
+        for part in ("**Data.**", "**Licence.**", "**How.**", "**Scores**", "egs/prompts/"):
+            assert part in card, f"{folder.name}: {part}"
+
+
+def test_the_shipped_converter_moves_a_voice() -> None:
+    source, reference = (next(read_manifest(ROOT / "samples" / lang / "test.jsonl")).audio for lang in ("en", "es"))
+    converter = VoiceConverter.load(device="cpu")
+    assert converter.speaker is not None
+    wav = converter(source, reference, mode="speaker")
+    hear = converter.speaker
+    made, own, other = (
+        hear(resample(x, converter.sample_rate, hear.sample_rate))
+        for x in (wav, audio.read(source, converter.sample_rate), audio.read(reference, converter.sample_rate))
+    )
+    assert made @ other > made @ own and made @ other > own @ other
+
+
+def test_the_shipped_vocoder_says_the_words() -> None:
+    """The units of what it says are far nearer to the recording's than those of another recording."""
+    one, other = (TOK.encode(row.audio) for row in list(read_manifest(ROOT / "samples" / "en" / "test.jsonl"))[:2])
+    again = TOK.encode(Vocoder.load(device="cpu")(one), rate=16000)
+    apart = [jiwer.wer(*(" ".join(map(str, u.dedup()[0].ids)) for u in (one, x))) for x in (again, other)]
+    assert apart[0] < 0.6 * apart[1], apart

@@ -46,6 +46,7 @@ class DataConfig:
     semitones: float = 6.0  # the furthest shift
     formants: bool = False  # shifts move formants as well, as the paper's do; else a shifted voice keeps its colour
     voices: tuple[float, ...] = ()  # shifts in semitones, formants and all, that make other voices of the corpus
+    tempo: float = 1.0  # examples, and what is heard of them, are up to so many times as fast or slow; the paper: 1
     other: float = 0.5  # share of examples whose voice is heard in another recording of the speaker; the paper: 0
     cache: str = "exp/features"  # where all that is computed of a recording once is kept
     workers: int = 0
@@ -192,7 +193,7 @@ class Voices(Dataset):
         if self.train and draw.random() < self.config.other:
             voice = self.same[index][int(draw.integers(len(self.same[index])))]
         copies, voices = kept.heard[1:] or kept.heard, kept.voices[1:] or kept.voices
-        return Example(
+        example = Example(
             units=units[start : start + length].astype(np.int64),
             cut=(start > 0, start + length < len(units)),
             f0=contours.f0.numpy()[start : start + length],
@@ -203,6 +204,9 @@ class Voices(Dataset):
             voice=self._window(kept.voices[0][voice], draw),
             shifted=self._window(voices[int(draw.integers(len(voices)))][voice], draw),
         )
+        if not self.train or self.config.tempo == 1:
+            return example
+        return at_tempo(example, self.config.tempo ** draw.uniform(-1, 1), c)
 
     def _window(self, heard: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """In training a stretch of what is heard, if it is long; a vector as it is."""
@@ -221,6 +225,28 @@ class Voices(Dataset):
             for name in ("units", "heard", "voice", "shifted")
         }
         return FrameBatch(cut=torch.tensor([e.cut for e in examples]), **padded, **lengths)
+
+
+def at_tempo(example: Example, tempo: float, config: FrameConfig) -> Example:
+    """The example `tempo` times as fast, its pitch kept: units are dropped or repeated, frames of mels interpolated."""
+    n = max(1, round(len(example.units) / tempo))
+    steps = (np.arange(n) * len(example.units) // n).astype(np.int64)
+    m, heard = config.mel_frames(n), max(1, round(len(example.heard) / tempo))
+    return replace(
+        example,
+        **{name: getattr(example, name)[steps] for name in ("units", "f0", "voiced")},
+        energy=_between(example.energy[:, None], m)[:, 0],
+        mel=_between(example.mel, m),
+        heard=_between(example.heard, heard),
+    )
+
+
+def _between(frames: np.ndarray, n: int) -> np.ndarray:
+    """(frames, dim) at `n` places evenly spread over them, each between its two neighbours."""
+    at = ((np.arange(n) + 0.5) * len(frames) / n - 0.5).clip(0, len(frames) - 1)
+    left = np.minimum(at.astype(np.int64), max(0, len(frames) - 2))
+    right, share = np.minimum(left + 1, len(frames) - 1), (at - left)[:, None]
+    return ((1 - share) * frames[left] + share * frames[right]).astype(np.float32)
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> Tensor:
@@ -317,9 +343,13 @@ def check(config: Config) -> None:
             raise configs.ConfigError(f"model.{name} is read from the data: take it out of the config")
     if config.size not in ("small", "paper"):
         raise configs.ConfigError(f"size {config.size!r}: choose small or paper")
+    if config.data.tempo < 1:
+        raise configs.ConfigError(f"data.tempo={config.data.tempo}: at least 1, which leaves all as it is")
     if config.size == "paper" and config.model != FrameConfig():
         raise configs.ConfigError("size=paper sets all of model: leave one of them out")
     hearing = (PAPER if config.size == "paper" else config.model).hearing
+    if config.data.tempo != 1 and hearing != "mel":
+        raise configs.ConfigError("data.tempo stretches what is heard, which only log-mels bear: set model.hearing=mel")
     if config.wav2vec2 and hearing != "wav2vec2":
         raise configs.ConfigError(f"wav2vec2={config.wav2vec2} is heard with by model.hearing=wav2vec2 or size=paper")
 

@@ -175,6 +175,43 @@ def test_examples_are_aligned_and_the_same_for_the_same_key(corpus, tmp_path):
     assert torch.equal(shuffled.shifted_lengths, batch.shifted_lengths.roll(2, 0))
 
 
+@pytest.mark.parametrize("tempo", [0.5, 0.8, 1.0, 1.7])
+def test_an_example_at_another_tempo(tempo):
+    module, config = recipe("train_vc"), FrameConfig(tokenizer="0a0a0a0a0a0a", n_units=9)
+    n, draw = 40, np.random.default_rng(0)
+    m, ramp = config.mel_frames(n), np.linspace(0, 1, 100, dtype=np.float32)[:, None]
+    units, voice = np.repeat(np.arange(8), 5), draw.random(4)
+    f0, energy = draw.random(n).astype(np.float32), draw.random(m).astype(np.float32)
+    mel = np.linspace(0, 1, m, dtype=np.float32)[:, None]
+    one = module.Example(units, (True, False), f0, f0 > 0.5, energy, mel, ramp, voice, voice)
+    other = module.at_tempo(one, tempo, config)
+    assert len(other.units) == len(other.f0) == len(other.voiced) == round(n / tempo) and other.cut == one.cut
+    assert len(other.mel) == len(other.energy) == config.mel_frames(len(other.units))
+    assert len(other.heard) == round(100 / tempo) and other.voice is voice
+    assert list(dict.fromkeys(other.units)) == list(range(8))  # nothing is lost, and the order stays
+    counts = np.bincount(other.units)
+    assert counts.max() - counts.min() <= 1  # all runs alike
+    np.testing.assert_allclose(other.mel[:, 0], np.linspace(0, 1, len(other.mel)), atol=0.05)
+    np.testing.assert_allclose(other.heard[:, 0], np.linspace(0, 1, len(other.heard)), atol=0.02)
+    if tempo == 1.0:
+        np.testing.assert_allclose(other.energy, one.energy, atol=1e-6)
+        assert np.array_equal(other.f0, one.f0) and np.array_equal(other.voiced, one.voiced)
+
+
+def test_tempos_are_drawn_in_training_alone(corpus, tmp_path):
+    module = recipe("train_vc")
+    config = module.configs.from_words(module.Config, words(corpus, tmp_path, "data.tempo=1.5"))
+    _, _, taught, dev = module.build(config)
+    plain = module.configs.from_words(module.Config, words(corpus, tmp_path))
+    _, _, still, calm = module.build(plain)
+    shares = [len(taught[0, i].units) / len(still[0, i].units) for i in range(len(taught))]
+    assert min(shares) < 0.9 and max(shares) > 1.1 and min(shares) > 1 / 1.6 and max(shares) < 1.6
+    assert np.array_equal(taught[0, 0].mel, taught[0, 0].mel) and len(taught[1, 0].units) != len(taught[0, 0].units)
+    assert all(np.array_equal(dev[0, i].mel, calm[0, i].mel) for i in range(len(dev)))
+    batch = module.Voices.collate([taught[0, i] for i in range(3)])
+    assert batch.units.shape[1] == int(batch.lengths.max())
+
+
 def test_voices_may_be_heard_in_other_recordings_of_the_speaker(corpus, tmp_path):
     module = recipe("train_vc")
     for share, same in ((0.0, True), (1.0, False)):
@@ -290,11 +327,13 @@ def test_a_silent_recording_is_named(corpus, tmp_path):
         ("size=large", ConfigError, "size 'large': choose small or paper"),
         ("size=paper", ConfigError, "size=paper sets all of model"),
         ("model.f0.low=90", ValueError, "high is above low"),
+        ("data.tempo=0.8", ConfigError, r"data\.tempo=0\.8: at least 1"),
+        ("data.tempo=1.2 model.hearing=wav2vec2", ConfigError, "only log-mels bear"),
     ],
 )
 def test_refused(corpus, tmp_path, word, error, text):
     with pytest.raises(error, match=text):
-        recipe("train_vc").main(words(corpus, tmp_path, word))
+        recipe("train_vc").main(words(corpus, tmp_path, *word.split()))
 
 
 def test_units_that_do_not_fit_are_refused(corpus, tmp_path):

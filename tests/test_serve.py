@@ -25,6 +25,7 @@ from unitkit.pipeline import TTS, Recognizer, Translator, Vocoder, VoiceConverte
 from unitkit.serve import Limits, Models, Work, application, hold_port, load_models, unit_text
 from unitkit.serve import models as models_module
 from unitkit.serve import server as server_module
+from unitkit.serve.page import MISSING
 from unitkit.serve.picture import facts, timeline, unit_list
 from unitkit.tokenizer import Tokenizer
 from unitkit.units import FingerprintError, UnitsError, bitrate
@@ -386,12 +387,11 @@ def test_an_upload_is_converted_and_heard(visit: tuple[Any, str, list[str]], wor
 
 def test_a_tab_without_a_model_says_what_it_takes(visit: tuple[Any, str, list[str]]) -> None:
     page, _, _ = visit
-    for name, option, recipe in (("Speak", "--tts DIR", "tts"), ("Translate", "--translator DIR", "s2st")):
-        panel = shown_tab(page, name)
-        said = panel.inner_text()
-        assert f"unitkit serve {option}" in said and f"egs/prompts/{recipe}/run.sh" in said
-        assert (ROOT / "egs" / "prompts" / recipe / "run.sh").is_file()
-        assert panel.get_by_role("button").count() == 0
+    panel = shown_tab(page, "Translate")  # of which nothing is bundled
+    said = panel.inner_text()
+    assert "unitkit serve --translator DIR" in said and "egs/prompts/s2st/run.sh" in said
+    assert all((ROOT / recipe).is_file() for _, _, recipe, _ in MISSING.values())
+    assert panel.get_by_role("button").count() == 0
 
 
 def test_a_recording_that_is_too_long_is_refused_gently(visit: tuple[Any, str, list[str]], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ again() { unitkit vocode "$t/$1/units/test.jsonl" -o "$exp/$1/synth/$2" --like "
 mels() { for s in train dev; do skipping recipe mels "$d/$s.jsonl" -o "$mel/mels/$s"; done; }
 vocoder() { [[ $mel != "$exp/mel" ]] || recipe train_vocoder conf/vocoder.yaml out="$mel/vocoder" data.names=false "${own[@]}"; }
 acoustic() { recipe train_acoustic conf/acoustic.yaml out="$exp/acoustic" "${made[@]}" "${overrides[@]}"
-    mkdir -p "$exp/acoustic" && ln -sfn "$(realpath -m "$mel/vocoder")" "$exp/acoustic/vocoder"; }
+    [[ ! -d $mel/vocoder ]] || ln -sfn "$(realpath "$mel/vocoder")" "$exp/acoustic/vocoder"; }
 speak() { for s in $sets; do text "$s" direct; text "$s" mel --vocoder "$exp/acoustic"
     again "$s" units -m "$t/vocoder"; again "$s" units-mel -m "$exp/acoustic"; again "$s" shuffled -m "$exp/acoustic" --shuffle 0; done; }
 score() { for s in $sets; do judged=(direct mel units units-mel)

@@ -6,6 +6,7 @@ encoder that made them, is kept beside it so that new voices can be heard.  The 
 recipes/train_s2ut.py with model.source=text.
 """
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -357,6 +358,8 @@ def train(config: Config) -> FitResult:
             built.voices.save(folder / "voices.safetensors")
         if built.speaker is not None:
             built.speaker.save(folder / "speaker")
+            if (card := Path(config.speaker) / "card.md").is_file():  # what taught it, and under which licence
+                shutil.copyfile(card, folder / "speaker" / "card.md")
 
     return fit(
         {"model": Part(built.model, config.optim)},

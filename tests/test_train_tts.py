@@ -44,6 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     paths = {"speaker": str(folder / "speaker")}
     ENCODER.save(folder / "speaker")
+    (folder / "speaker" / "card.md").write_text("# Ears\n")
     for split, count in (("train", 120), ("dev", 16)):
         said, draw = samples(count, len(split)), np.random.default_rng(1)
         rows = [
@@ -122,6 +123,7 @@ def test_what_training_leaves(corpus: Corpus, trained: Path) -> None:
     assert sorted(means.names) == ["ann", "bob"] and np.allclose(means["bob"], vectors.means({"": own})[""])
     card = (trained / "card.md").read_text()
     assert corpus["train_manifest"] in card and "`5a5a5a5a5a5a`" in card and "- loss_other_text: " in card
+    assert (trained / "speaker" / "card.md").read_text() == "# Ears\n"
     assert (trained / "best" / "speaker").is_dir() and TextToUnits.load(trained / "best").config == config
 
 

@@ -303,6 +303,8 @@ def test_it_speaks_through_its_vocoder(system, tmp_path):
     assert wav.shape == (5 * 320,) and np.array_equal(wav, spoken)
     assert len(vocoder(HEADER.units([], "none"))) == 0
     np.testing.assert_allclose(np.concatenate(list(vocoder.stream(units, seconds=0.04))), wav, atol=1e-5)
+    with pytest.raises(ValueError, match="nobody"):
+        vocoder(units, speaker="nobody")
     with pytest.raises(ValueError, match="reduced: this vocoder predicts no durations"):
         vocoder(units.dedup()[0])
     with pytest.raises(FingerprintError):
@@ -345,4 +347,12 @@ def test_a_vocoder_of_other_mels_is_refused(system):
         system / "vocoder"
     )
     with pytest.raises(FingerprintError, match="the vocoder for"):
+        unitkit.Vocoder.load(system)
+
+
+@pytest.mark.parametrize("more", [{"speakers": ("ann", "bob")}, {"f0": True}, {"speaker_vector_dim": 4}])
+def test_a_vocoder_that_wants_more_than_mels_is_refused(system, more):
+    voice = VocoderConfig(MEL.fingerprint, MEL.rate_hz, 1, features_dim=6, istft=IstftConfig(dim=8, blocks=1, hidden=8))
+    UnitVocoder(replace(voice, **more)).save(system / "vocoder")
+    with pytest.raises(ValueError, match="wants more than mels: train one with data.names=false"):
         unitkit.Vocoder.load(system)

@@ -25,7 +25,7 @@ from unitkit.pipeline import TTS, Recognizer, Translator, Vocoder, VoiceConverte
 from unitkit.serve import Limits, Models, Work, application, hold_port, load_models, unit_text
 from unitkit.serve import models as models_module
 from unitkit.serve import server as server_module
-from unitkit.serve.page import MISSING
+from unitkit.serve.page import MISSING, blocks
 from unitkit.serve.picture import facts, timeline, unit_list
 from unitkit.tokenizer import Tokenizer
 from unitkit.units import FingerprintError, UnitsError, bitrate
@@ -229,11 +229,11 @@ def test_bundled_models_are_taken_where_they_fit(
 ) -> None:
     monkeypatch.setattr(models_module, "BUNDLED", tmp_path)
     assert load_models(tokenizer=NAME, device="cpu").vocoder is None
-    for name in ("vocoder", "tts", "converter", "recognizer"):
+    for name in ("vocoder", "tts", "converter"):
         shutil.copytree(made[name], tmp_path / name)
     found = load_models(tokenizer=NAME, device="cpu")
     assert found.vocoder is not None and found.tts is not None and found.converter is not None
-    assert found.translator is None and found.recognizer is not None
+    assert found.translator is None and found.recognizer is None
     other = load_models(tokenizer="mini-100", device="cpu")
     assert other.vocoder is None and other.converter is not None
     (tmp_path / "converter" / "model.safetensors").write_bytes(b"damaged")
@@ -387,11 +387,18 @@ def test_an_upload_is_converted_and_heard(visit: tuple[Any, str, list[str]], wor
 
 def test_a_tab_without_a_model_says_what_it_takes(visit: tuple[Any, str, list[str]]) -> None:
     page, _, _ = visit
-    panel = shown_tab(page, "Translate")  # of which nothing is bundled
+    panel = shown_tab(page, "Translate")  # nothing of it is bundled
     said = panel.inner_text()
     assert "unitkit serve --translator DIR" in said and "egs/prompts/s2st/run.sh" in said
-    assert all((ROOT / recipe).is_file() for _, _, recipe, _ in MISSING.values())
     assert panel.get_by_role("button").count() == 0
+
+
+def test_every_tab_says_what_it_takes() -> None:
+    alone = Work(Models(Tokenizer.load("mini-100", device="cpu")))
+    texts = [str(one.get("props", {}).get("value")) for one in blocks(alone).get_config_file()["components"]]
+    for what, option, recipe, _ in MISSING.values():
+        (said,) = [text for text in texts if f"unitkit serve {option} DIR" in text]
+        assert what in said and recipe in said and (ROOT / recipe).is_file()
 
 
 def test_a_recording_that_is_too_long_is_refused_gently(visit: tuple[Any, str, list[str]], tmp_path: Path) -> None:

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 @app.command()
 def transcribe(
     inputs: Inputs,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Recogniser directory, or the name of a bundled one.")
-    ] = "recognizer",
+    model: Annotated[Path, typer.Option("--model", "-m", help="Recogniser directory.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Manifest to write; left out: texts are printed only.")
     ] = None,
@@ -41,8 +39,6 @@ def transcribe(
     """Write down what is said.  Resumes, keeps order, skips and lists bad files (exit status 1).
 
     Examples:
-
-      unitkit transcribe call.wav
 
       unitkit transcribe call.wav -m exp/asr
 

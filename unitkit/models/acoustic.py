@@ -170,7 +170,7 @@ class AcousticModel(nn.Module, ABC):
             x = x + self.voice(vector.to(x.dtype))[:, None]
         return x
 
-    def inside(self, batch: AcousticBatch) -> Tensor:
+    def own_frames(self, batch: AcousticBatch) -> Tensor:
         """Which frames of the mels (batch, frames) are a row's own."""
         ratio = self.config.ratio
         return inside(batch.lengths * ratio.numerator // ratio.denominator, batch.mel.shape[1])
@@ -195,14 +195,14 @@ class AcousticModel(nn.Module, ABC):
             raise AcousticError("this model takes " + ("soft units" if c.features_dim else wanted))
         if len(c.langs) > 1 and len(langs) != len(rows):
             raise AcousticError(f"this model speaks {', '.join(c.langs)}: say which language each is in")
-        lang = torch.tensor([self.lang(one) for one in langs] or [0] * len(rows), device=self.device)
+        lang = torch.tensor([self._lang(one) for one in langs] or [0] * len(rows), device=self.device)
         vector = None if vectors is None else torch.from_numpy(np.asarray(vectors, np.float32)).to(self.device)
         if not len(rows) or not int(lengths.max()):
             return [np.zeros((0, c.mel.n_mels), np.float32) for _ in rows]
         made = self.mels(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, lang, vector).float().cpu().numpy()
         return [mel[: c.frames(int(n))] for mel, n in zip(made, lengths, strict=True)]
 
-    def lang(self, name: str) -> int:
+    def _lang(self, name: str) -> int:
         """The index of a language."""
         if name not in self.config.langs:
             known = ", ".join(self.config.langs) or "no names"
@@ -274,7 +274,7 @@ class RecurrentAcoustic(AcousticModel):
         """`loss`: L1 of the natural-log mels after the true frames, each row counted alike however long it is."""
         before = torch.cat([torch.zeros_like(batch.mel[:, :1]), batch.mel[:, :-1]], dim=1)
         made = self.decode(self.encode(batch.source, batch.lengths, batch.lang, batch.vector), before)
-        return {"loss": _apart(made, batch.mel, self.inside(batch))}
+        return {"loss": _apart(made, batch.mel, self.own_frames(batch))}
 
     def mels(self, source: Tensor, lengths: Tensor, lang: Tensor, vector: Tensor | None) -> Tensor:
         """Each frame after the model's own frame before."""
@@ -321,7 +321,7 @@ class ParallelAcoustic(AcousticModel):
     def forward(self, batch: AcousticBatch) -> dict[str, Tensor]:
         """`loss`: L1 of the natural-log mels, before their correction and after, each row counted alike."""
         first, last = self.both(batch.source, batch.lengths, batch.lang, batch.vector)
-        mask, n = self.inside(batch), batch.mel.shape[1]
+        mask, n = self.own_frames(batch), batch.mel.shape[1]
         losses = [_apart(one[:, :n], batch.mel, mask) for one in ((first, last) if len(self.post) else (last,))]
         return {"loss": torch.stack(losses).mean(), "mel": losses[-1].detach()}
 

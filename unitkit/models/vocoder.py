@@ -81,6 +81,12 @@ class VocoderConfig:
         """Samples per unit frame."""
         return hop_samples(self.sample_rate, self.rate_hz)
 
+    @property
+    def frames_alone(self) -> bool:
+        """Whether it is told nothing but frames: a vocoder of mels that any model of mels can speak through."""
+        several = len(self.speakers) > 1 or len(self.langs) > 1 or self.speaker_vector_dim > 0
+        return not (several or self.f0 or self.energy)
+
 
 class DurationPredictor(nn.Module):
     """Run embeddings (batch, runs, dim) -> log(1 + frames) of every run."""

@@ -48,8 +48,7 @@ class VoiceConverter:
                 f"the vocoder for this converter: it speaks {self.vocoder.tokenizer!r}, the model makes log-mels "
                 f"{c.mel.fingerprint!r}; train one on mels of recipes/mels.py"
             )
-        v = self.vocoder.model.config
-        if len(v.speakers) > 1 or len(v.langs) > 1 or v.f0 or v.energy:
+        if not self.vocoder.model.config.frames_alone:
             raise ValueError("the vocoder wants more than mels: train one with data.names=false, without F0 and energy")
         heard = (self.speaker.dim, self.speaker.checksum()) if self.speaker is not None else (0, "")
         if heard != (c.speaker_dim, c.speaker_encoder):

@@ -20,7 +20,6 @@ from unitkit.pipeline.given import (
     by_length,
     check_sizes,
     hear,
-    model_folder,
 )
 from unitkit.recording import checked_wav
 from unitkit.tokenizer import Tokenizer, bundled_as, pick_device
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from unitkit.models.unit_input import UnitInput
 
 Said: TypeAlias = Speech | Units
-DEFAULT = "recognizer"  # name of the bundled model
 BATCH = 8  # utterances decoded together
 EXTRA = 50  # tokens of a text beyond the positions of what was heard, for models that pack much into one
 
@@ -71,13 +69,9 @@ class Recognizer:
 
     @classmethod
     def load(
-        cls,
-        directory: str | Path = DEFAULT,
-        *,
-        tokenizer: Tokenizer | str | Path | None = None,
-        device: str = "auto",
+        cls, directory: str | Path, *, tokenizer: Tokenizer | str | Path | None = None, device: str = "auto"
     ) -> "Recognizer":
-        """Load a model directory of `recipes/train_asr.py`; without one, the recogniser that is bundled.
+        """Load a model directory of `recipes/train_asr.py`.
 
         A model of units takes speech by its own tokenizer/, by the bundled one it was trained with, or by `tokenizer`;
         without any of them it takes units.
@@ -86,7 +80,7 @@ class Recognizer:
         from unitkit.models.seq2seq import Seq2Seq
         from unitkit.models.unit_input import UnitInput
 
-        folder, where = model_folder(directory), pick_device(device)
+        folder, where = Path(directory), pick_device(device)
         model = Seq2Seq.load(folder, device=where)
         c = model.config
         if c.target != "text" or c.source == "text":

@@ -50,6 +50,10 @@ class Vocoder:
         acoustic = AcousticModel.load(folder, device=where)
         model = UnitVocoder.load(vocoder_beside(folder), device=where)
         check_fingerprint(acoustic.config.mel.fingerprint, model.config.tokenizer, what=f"the vocoder for {folder}")
+        if not model.config.frames_alone:
+            raise ValueError(
+                f"the vocoder for {folder} wants more than mels: train one with data.names=false, without F0 and energy"
+            )
         return cls(model, acoustic)
 
     @property
@@ -106,7 +110,7 @@ class Vocoder:
         if not len(ready):
             return np.zeros(0, np.float32)
         if self.acoustic is not None:
-            (wav,) = self.model.generate([self._mel(ready, lang, vector)])
+            (wav,) = self.model.generate([self._mel(ready, lang, vector)], speaker=speaker)
             return wav.numpy()
         (wav,) = self.model.generate(
             [ready],
@@ -136,7 +140,7 @@ class Vocoder:
         if not len(ready):
             return iter(())
         if self.acoustic is not None:
-            whole = self.model.stream(self._mel(ready, lang, vector), seconds=seconds)
+            whole = self.model.stream(self._mel(ready, lang, vector), seconds=seconds, speaker=speaker)
             return (piece.numpy() for piece in whole)
         pieces = self.model.stream(
             ready,

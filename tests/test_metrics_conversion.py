@@ -37,13 +37,24 @@ def test_the_share_of_the_way(ends: list[tuple[float, float]], share: float) -> 
     source, reference = (np.array(side) for side in zip(*ends, strict=True))
     if np.square(reference - source).sum() < 1e-6:
         return
-    made = source + share * (reference - source)
-    assert conversion.moved(made, source, reference, name="x").value == pytest.approx(100 * share, abs=1e-6)
+    start = source[::-1] + 1
+    made = start + share * (reference - source)
+    found = conversion.moved(made, source, reference, start, name="x")
+    assert found.value == pytest.approx(100 * share, abs=1e-6)
 
 
 def test_nowhere_to_go() -> None:
     with pytest.raises(Unavailable, match="there is no way to go"):
-        conversion.moved([1.0], [2.0], [2.0], name="x")
+        conversion.moved([1.0], [2.0], [2.0], [2.0], name="x")
+
+
+def test_the_energy_span_of_a_recording() -> None:
+    loud, soft = tone(200, 1.0), 0.1 * tone(200, 1.0)
+    both = np.concatenate([loud, soft, np.zeros(16000, np.float32)])
+    assert conversion.energy_span(both, 16000) == pytest.approx(20, abs=0.1)  # the pause is left out
+    assert conversion.energy_span(0.5 * both, 16000) == pytest.approx(20, abs=0.1)
+    assert conversion.energy_span(loud[:160], 16000) == pytest.approx(0)
+    assert conversion.energy_span(np.zeros(160, np.float32), 16000) is None
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
@@ -136,14 +147,34 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     return {name: tmp_path / name for name in ("speaker", "rhythm", "source.units", "reference.units")}
 
 
+@pytest.mark.parametrize("baseline", ["speaker", "rhythm"])
+def test_what_moved_is_counted_from_a_baseline(made: dict[str, Path], baseline: str) -> None:
+    found, plain = scores(made, baseline=made[baseline]), scores(made)
+    for system in ("speaker", "rhythm"):
+        for metric in ("f0_mean_moved", "tempo_moved"):
+            own, start = plain[system, metric].value, plain[baseline, metric].value
+            assert found[system, metric].value == pytest.approx(own - start, abs=0.1)
+            assert f"from:{baseline}" in found[system, metric].signature
+            assert "from:source" in plain[system, metric].signature
+        assert found[system, "f0_mean"].value == plain[system, "f0_mean"].value
+    whole = made[baseline] / "manifest.jsonl"
+    whole.write_text(whole.read_text().splitlines()[0] + "\n")
+    other = "rhythm" if baseline == "speaker" else "speaker"
+    with pytest.raises(ScoreError, match="lacks 1 of the pairs of .*, such as b"):
+        score_conversions([made[other]], metrics="f0_mean_moved", baseline=made[baseline])
+
+
 SOUND = "speaker_target,speaker_source,f0_mean,f0_mean_moved,f0_span,tempo_moved,duration_source,duration_reference"
 
 
-def scores(made: dict[str, Path], out: Path | None = None) -> dict[tuple[str, str], object]:
+def scores(
+    made: dict[str, Path], out: Path | None = None, baseline: Path | None = None
+) -> dict[tuple[str, str], object]:
     rows = score_conversions(
         [made["speaker"], made["rhythm"]],
         source_units=made["source.units"],
         reference_units=made["reference.units"],
+        baseline=baseline,
         metrics=SOUND,
         out=out,
     )

@@ -108,6 +108,10 @@ def conversions(
     out: Annotated[Path, typer.Option("--out", "-o", help="Scores, one JSON line each; rows are replaced by name.")],
     source_units: Annotated[Path | None, typer.Option(help="Units of the sources, by the ids of the pairs.")] = None,
     reference_units: Annotated[Path | None, typer.Option(help="Units of the references, by the same ids.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Conversions of mode copy, from which what moved is counted, in place of sources."),
+    ] = None,
     metrics: Annotated[str, typer.Option(help="Comma-separated; all = every one.")] = "all",
     recognizer: Annotated[
         str, typer.Option(help="auto, whisper-base, whisper-tiny.en or a CTranslate2 folder.")
@@ -123,7 +127,7 @@ def conversions(
     Examples:
 
       unitkit score conversions exp/speaker exp/rhythm --source-units pairs/source.units.jsonl
-      --reference-units pairs/reference.units.jsonl -o exp/scores.jsonl
+      --reference-units pairs/reference.units.jsonl --baseline exp/copy -o exp/scores.jsonl
     """
     from unitkit.metrics.rows import table
     from unitkit.metrics.score_conversion import score_conversions
@@ -132,6 +136,7 @@ def conversions(
         systems,
         source_units=source_units,
         reference_units=reference_units,
+        baseline=baseline,
         metrics=metrics,
         recognizer=recognizer,
         lang=lang,

@@ -1,4 +1,4 @@
-"""How far a conversion went: F0, tempo and durations of what was made, between its source and its reference."""
+"""How far a conversion went: F0, energy, tempo and durations of what was made, between its source and its reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import numpy as np
 
 from unitkit.metrics.base import Measure, Unavailable, ratio, spread
 
-SPAN = (10, 90)  # percentiles of F0 between which its range is taken: single wrong octaves change nothing
+SPAN = (10, 90)  # percentiles of F0 or energy between which its range is taken: single wrong octaves change nothing
+FRAME, DEPTH = 0.025, 40.0  # energy: of frames of so many seconds, no further below the loudest than so many dB
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,30 @@ def pitch(hertz: np.ndarray) -> Pitch | None:
     return Pitch(float(semitones.mean()), float(high - low))
 
 
-def moved(made: Sequence[float], source: Sequence[float], reference: Sequence[float], *, name: str) -> Measure:
-    """Percent of the way from source to reference that something went over all pairs: 0 stayed, 100 arrived.
+def energy_span(wav: np.ndarray, rate: int) -> float | None:
+    """Decibels that the middle 80 % of a recording's (samples,) frames span, pauses left out; None of silence."""
+    size = round(FRAME * rate)
+    frames = np.pad(np.asarray(wav, np.float64), (0, -len(wav) % size)).reshape(-1, size)
+    power = (frames**2).mean(axis=1)
+    if not (power > 0).any():
+        return None
+    level = 10 * np.log10(np.maximum(power, power.max() * 10 ** (-DEPTH / 10 - 1)))
+    low, high = np.percentile(level[level > level.max() - DEPTH], SPAN)
+    return float(high - low)
 
-    The least-squares share: pairs whose ends lie far apart count more; past the reference is over 100.
+
+def moved(
+    made: Sequence[float], source: Sequence[float], reference: Sequence[float], start: Sequence[float], *, name: str
+) -> Measure:
+    """Percent of the way from source to reference that something went from `start`, over all pairs.
+
+    0: it stayed where it was, 100: it went as far as the reference lies from the source.  The least-squares share:
+    pairs whose ends lie far apart count more.
     """
-    s, way = np.asarray(source, np.float64), np.subtract(reference, source, dtype=np.float64)
+    way = np.subtract(reference, source, dtype=np.float64)
     if not (way**2).sum() > 0:
         raise Unavailable("sources and references do not differ in this: there is no way to go")
-    return ratio(list((np.asarray(made) - s) * way), list(way**2), name=name, scale=100.0)
+    return ratio(list(np.subtract(made, start) * way), list(way**2), name=name, scale=100.0)
 
 
 def runs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -77,6 +77,10 @@ class Context:
                 raise Unavailable(str(error)) from error
         return self.tracks[key]
 
+    def wav(self, utterance: Utterance) -> np.ndarray:
+        """Its samples (samples,) at 16 kHz."""
+        return _wav(utterance)
+
     def compare(self, judged: Utterance, original: Utterance) -> spectral.SpectralDistance:
         """Spectral distances and the path that aligns the two."""
         key = _key(judged), _key(original)

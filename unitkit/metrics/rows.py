@@ -75,6 +75,8 @@ CONVERSION_METRICS = {
     "f0_mean_moved": Kind("F0 mean moved %", 0),
     "f0_span": Kind("F0 span off, semitones ↓", 2),
     "f0_span_moved": Kind("F0 span moved %", 0),
+    "energy_span": Kind("energy span off, dB ↓", 1),
+    "energy_span_moved": Kind("energy span moved %", 0),
     "tempo_moved": Kind("tempo moved %", 0),
     "duration_source": Kind("durations, r to source", 2),
     "duration_reference": Kind("durations, r to reference", 2),

@@ -1,25 +1,28 @@
 """Scores of conversions: what moved towards the reference, and what stayed with the source.
 
 Each score stands beside the same of the source as it was ("original") and of the reference, or of another recording of
-its speaker, in place of what was made ("control").
+its speaker, in place of what was made ("control").  How far something moved is counted from the sources, or from a
+baseline: conversions of the same pairs that take nothing from the reference.  What the model itself does is left out.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from unitkit.manifest import Utterance, read_manifest
 from unitkit.metrics import conversion, speaker
 from unitkit.metrics.base import Measure, Unavailable, mean, signature
-from unitkit.metrics.families import Context, Side, recognition
+from unitkit.metrics.families import RATE, Context, Side, recognition
 from unitkit.metrics.rows import CONVERSION_METRICS, ScoreError, ScoreRow, write_scores
 from unitkit.units import Units, read_header, read_units
 
 PathLike = str | Path
 Pairs = list[tuple[Utterance, Utterance]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Trial:
     context: Context
     source_units: dict[str, Units] | None = None
     reference_units: dict[str, Units] | None = None
+    baseline: "Trial | None" = None
     ids: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,6 +47,21 @@ class Trial:
         self.made, self.source, self.reference = (
             [rows[name] for name in self.ids] for rows in (made, source, reference)
         )
+
+    @property
+    def counted_from(self) -> str:
+        """Where what moved began, for signatures."""
+        return self.baseline.folder.resolve().name if self.baseline else "source"
+
+    def began(self, of_made: Callable[["Trial"], list[T]], of_source: list[T]) -> list[T]:
+        """For each pair what the baseline has in the place of what was made; without one, what the source has."""
+        if self.baseline is None:
+            return of_source
+        found = dict(zip(self.baseline.ids, of_made(self.baseline), strict=True))
+        if lacking := [name for name in self.ids if name not in found]:
+            what = f"{len(lacking)} of the pairs of {self.folder}, such as {lacking[0]}"
+            raise ScoreError(f"--baseline {self.baseline.folder} lacks {what}")
+        return [found[name] for name in self.ids]
 
     @cached_property
     def peers(self) -> list[Utterance | None]:
@@ -89,6 +108,7 @@ def score_conversions(
     *,
     source_units: PathLike | None = None,
     reference_units: PathLike | None = None,
+    baseline: PathLike | None = None,
     metrics: Sequence[str] | str = "all",
     recognizer: PathLike | None = "auto",
     lang: str | None = None,
@@ -99,12 +119,16 @@ def score_conversions(
     """Score directories of `unitkit convert`, named after the folders; a row a folder and metric.
 
     Unit files hold the pairs' sources and references under their ids; without them tempo and durations are left out.
+    `baseline`: conversions of the same pairs that take nothing from the reference; what moved is counted from them.
     """
     wanted, context = check_metrics(metrics), Context(recognizer=recognizer, lang=lang)
-    units = [{u.id: u for u in read_units(path)} if path else None for path in (source_units, reference_units)]
+    sources, references = (
+        {u.id: u for u in read_units(path)} if path else None for path in (source_units, reference_units)
+    )
+    start = Trial(Path(baseline), context, sources, references) if baseline else None
     rows = []
     for folder in map(Path, folders):
-        trial = Trial(folder, context, *units)
+        trial = Trial(folder, context, sources, references, start)
         done: dict[str, Three] = {}
         for names, measure in FAMILIES:
             if set(names) & set(wanted):
@@ -208,43 +232,62 @@ def _cosine(context: Context, one: Utterance, other: Utterance) -> float:
 
 def _melody(trial: Trial) -> dict[str, Three]:
     """Distance of F0's mean and span to the reference's in semitones, and how far they went there."""
-    found = {
-        side: [conversion.pitch(trial.context.f0(one)) if one is not None else None for one in rows]
-        for side, rows in (
-            ("made", trial.made),
-            ("source", trial.source),
-            ("reference", trial.reference),
-            ("peers", trial.peers),
-        )
-    }
+    made, began, source, reference, peers = (
+        [conversion.pitch(trial.context.f0(one)) if one is not None else None for one in rows] for rows in _sides(trial)
+    )
     scores: dict[str, Three] = {}
-    for name, value in (("f0_mean", lambda p: p.mean), ("f0_span", lambda p: p.span)):
-
-        def apart(side: str, name: str = name, value: Callable[[conversion.Pitch], float] = value) -> Outcome:
-            both = [(a, b) for a, b in zip(found[side], found["reference"], strict=True) if a and b]
-            which = signature(name, {"to": "reference", "unit": "semitone", "f0": "swift-f0", "hop": "10ms"})
-            return _or_why(lambda: mean([abs(value(a) - value(b)) for a, b in both], name=which))
-
-        three = zip(found["made"], found["source"], found["reference"], strict=True)
-        voiced = [(value(m), value(s), value(r)) for m, s, r in three if m and s and r]
-        which = signature(f"{name}_moved", {"unit": "%", "share": "least-squares", "f0": "swift-f0", "hop": "10ms"})
-        scores[name] = (apart("made"), apart("source"), apart("peers"))
-        scores[f"{name}_moved"] = (_moved(voiced, which), "0 by definition", "100 by definition")
+    for name, value in (("f0_mean", lambda p: p and p.mean), ("f0_span", lambda p: p and p.span)):
+        columns = [[value(one) for one in side] for side in (made, began, source, reference, peers)]
+        how = {"unit": "semitone", "f0": "swift-f0", "hop": "10ms"}
+        scores |= _went(trial, name, columns, how)
     return scores
 
 
-def _moved(three: Sequence[tuple[float, float, float]], name: str) -> Outcome:
-    if not three:
-        return "no pair is voiced throughout"
-    return _or_why(lambda: conversion.moved(*(list(column) for column in zip(*three, strict=True)), name=name))
+def _energy(trial: Trial) -> dict[str, Three]:
+    """Distance of energy's span to the reference's in decibels, and how far it went there."""
+    columns = [
+        [conversion.energy_span(trial.context.wav(one), RATE) if one is not None else None for one in rows]
+        for rows in _sides(trial)
+    ]
+    return _went(trial, "energy_span", columns, {"unit": "dB", "frame": "25ms", "depth": "40dB"})
+
+
+def _sides(trial: Trial) -> tuple[Sequence[Utterance | None], ...]:
+    """Recordings made, where they began, sources, references and the latter's peers, in the same order."""
+    began = trial.began(lambda t: t.made, trial.source)
+    return trial.made, began, trial.source, trial.reference, trial.peers
+
+
+def _went(trial: Trial, name: str, columns: Sequence[Sequence[float | None]], how: dict[str, str]) -> dict[str, Three]:
+    """How far off the reference something is, and how far it moved, from a column for each of `_sides`."""
+    made, _, source, reference, peers = columns
+
+    def apart(side: Sequence[float | None]) -> Outcome:
+        both = [(a, b) for a, b in zip(side, reference, strict=True) if a is not None and b is not None]
+        which = signature(name, {"to": "reference"} | how)
+        return _or_why(lambda: mean([abs(a - b) for a, b in both], name=which))
+
+    rows = [row for row in zip(*columns[:4], strict=True) if None not in row]
+    which = signature(f"{name}_moved", {"unit": "%", "from": trial.counted_from, "share": "least-squares"} | how)
+    return {name: (apart(made), apart(source), apart(peers)), f"{name}_moved": _moved(rows, which)}
+
+
+def _moved(rows: Sequence[Sequence[float]], name: str) -> Three:
+    """Rows: of what was made, of where it began, of the source, of the reference."""
+    ends = "0 by definition", "100 by definition"
+    if not rows:
+        return "no pair has it throughout", *ends
+    made, began, source, reference = (list(column) for column in zip(*rows, strict=True))
+    return _or_why(lambda: conversion.moved(made, source, reference, began, name=name)), *ends
 
 
 def _rhythm(trial: Trial) -> dict[str, Three]:
     """Of units as spoken: tempo, durations beside the source's, and how long each unit lasts beside the reference's."""
     made, source, reference = trial.made_units, trial.units("source"), trial.units("reference")
-    tempos = [[conversion.tempo(one, trial.rate_hz) for one in side] for side in (made, source, reference)]
+    began = trial.began(lambda t: t.made_units, source)
+    tempos = [[conversion.tempo(one, trial.rate_hz) for one in side] for side in (made, began, source, reference)]
     each = {_place(u): one for u, one in zip(trial.source, source, strict=True)}  # a source may come twice
-    name = signature("tempo_moved", {"unit": "%", "share": "least-squares", "units": "as-spoken"})
+    how = {"unit": "%", "from": trial.counted_from, "share": "least-squares", "units": "as-spoken"}
 
     def beside(kind: str, pairs: Iterable[np.ndarray]) -> Outcome:
         which = signature(kind, {"r": "pearson", "of": "log-frames", "units": "as-spoken"})
@@ -262,7 +305,7 @@ def _rhythm(trial: Trial) -> dict[str, Three]:
         beside("duration_reference", (conversion.shared_profile(a, b) for a, b in peers)),
     )
     return {
-        "tempo_moved": (_moved(list(zip(*tempos, strict=True)), name), "0 by definition", "100 by definition"),
+        "tempo_moved": _moved(list(zip(*tempos, strict=True)), signature("tempo_moved", how)),
         "duration_source": to_source,
         "duration_reference": to_reference,
     }
@@ -283,5 +326,6 @@ FAMILIES: tuple[tuple[tuple[str, ...], Callable[[Trial], dict[str, Three]]], ...
     (("wer", "cer"), _words),
     (("speaker_target", "speaker_source"), _voices),
     (("f0_mean", "f0_mean_moved", "f0_span", "f0_span_moved"), _melody),
+    (("energy_span", "energy_span_moved"), _energy),
     (("tempo_moved", "duration_source", "duration_reference"), _rhythm),
 )

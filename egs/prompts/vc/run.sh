@@ -39,7 +39,8 @@ convert() { for t in $sets; do recipe conversions "$exp/$t" --sources "$d/source
     for m in "${ways[@]}"; do exact=(); [[ $m != exact-* ]] || exact=(--exact-pitch)
         skipping unitkit convert "$exp/$t/source.jsonl" "$exp/$t/reference.jsonl" -m "$exp/converter" --tokenizer "$tokenizer" \
             -o "$exp/$t/synth/$m" --mode "${m#exact-}" "${exact[@]}"; done; done; }
-score() { for t in $sets; do unitkit score conversions "${ways[@]/#/$exp/$t/synth/}" --source-units "$exp/$t/units/test.jsonl" \
+score() { for t in $sets; do from=(); [[ " $modes " != *" copy "* ]] || from=(--baseline "$exp/$t/synth/copy")
+    unitkit score conversions "${ways[@]/#/$exp/$t/synth/}" "${from[@]}" --source-units "$exp/$t/units/test.jsonl" \
         --reference-units "$exp/$t/units/reference.jsonl" --metrics "$metrics" --recognizer "$recognizer" --split "$t" -o "$exp/$t/scores.jsonl"
     [[ ! $quality ]] || unitkit score "${ways[@]/#/$exp/$t/synth/}" --reference "$exp/$t/source.jsonl" --metrics "$quality" --split "$t" -o "$exp/$t/scores.jsonl"; done; }
 report() { for t in $sets; do recipe join "$exp/$t/synth/reference/manifest.jsonl" "$exp/$t/reference.jsonl"

@@ -166,12 +166,29 @@ def test_a_mode_changes_what_it_names_and_leaves_the_rest() -> None:
             same = torch.allclose(one.f0, base.f0) and torch.allclose(one.energy, base.energy)
             assert same != pitch, mode
             assert torch.allclose(one.mel, base.mel) == (not taken), mode
-        # with itself as the reference a mode gives what its predicted durations make of the copy
+        # with itself as the reference a mode gives the copy, but for single durations that the model sees otherwise
         expected = own["rhythm"] if rhythm else base
         assert torch.equal(own[mode].mel, expected.mel), mode
     assert made["prosody"].durations.equal(made["rhythm"].durations)
     assert made["all"].f0.equal(made["prosody"].f0) and not torch.allclose(made["all"].mel, made["prosody"].mel)
     assert made["speaker"].f0.equal(base.f0) and made["speaker"].voiced.equal(base.voiced)
+
+
+@pytest.mark.parametrize("bias", [-0.5, 0.0, 0.7])
+def test_a_rhythm_changes_the_tempo_by_what_the_vectors_tell(bias: float) -> None:
+    """Durations predicted too short or too long throughout make no difference; a rhythm half as fast does."""
+
+    class Given(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            frames = torch.linspace(2, 6, x.shape[1]) * float(condition[0, 0]) * 2**bias
+            return (frames[None] + 1).log()
+
+    net = model()
+    net.durations = Given()
+    runs, durations = torch.arange(10), torch.tensor([3, 1, 4, 2, 6, 2, 3, 5, 1, 2])
+    slow, same = (net.new_durations(runs, durations, torch.ones(2), torch.full((2,), x)) for x in (2.0, 1.0))
+    assert same.sum() == 29 and slow.sum() == 58 and bool((slow > same).all())
+    assert torch.allclose(slow.double(), torch.linspace(2, 6, 10).double() * 58 / 40, atol=1.0)
 
 
 def test_vectors_are_taken_by_name() -> None:

@@ -388,14 +388,25 @@ class FrameModel(nn.Module):
         reduced, lengths = units.dedup()
         runs, durations = (torch.from_numpy(x).to(self.device) for x in (reduced.ids, lengths))
         if "rhythm" in taken:
-            durations = self.predict_durations(runs, vectors.rhythm)
+            durations = self.new_durations(runs, durations, source.rhythm, vectors.rhythm)
         return self._speak(runs, durations, vectors, contours)
 
-    def predict_durations(self, runs: Tensor, rhythm: Tensor) -> Tensor:
-        """Frames (runs,), at least 1, of reduced units (runs,)."""
+    def new_durations(self, runs: Tensor, durations: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        """Frames (runs,), at least 1, of reduced units (runs,) that last `durations` and come with the rhythm `own`.
+
+        Those predicted for the other rhythm, times what brings those predicted for its own to the length it has: what
+        is predicted too short or too long of this sentence cancels out, and what remains is what the vectors tell.
+        """
         mask = torch.ones_like(runs, dtype=torch.bool)[None]
-        predicted = self.durations(self.units(runs[None]), mask, rhythm[None])[0].float()
-        return (predicted.exp() - 1).round().clamp(min=1).long()
+        units = self.units(runs[None])
+        ours, theirs = (
+            (self.durations(units, mask, rhythm[None])[0].double().exp() - 1).clamp(min=1) for rhythm in (own, other)
+        )
+        wanted = theirs * (durations.sum() / ours.sum())
+        frames = wanted.floor().clamp(min=1)
+        more = int((wanted.sum() - frames.sum()).round().clamp(min=0))  # so that rounding leaves the whole length
+        frames[(wanted - frames).topk(more).indices] += 1
+        return frames.long()
 
     def _speak(self, runs: Tensor, durations: Tensor, vectors: Vectors, contours: Contours | None) -> Converted:
         c = self.config

@@ -271,7 +271,7 @@ def test_a_page_without_training_and_scores(tmp_path: Path) -> None:
     (exp / "synth" / "dedup" / "units.jsonl").unlink()
     text = report_experiment(exp, exp / "data" / "manifest.jsonl", exp / "report.html", title="x").read_text()
     assert text.count("<audio") == 12 and 'id="training"' not in text and 'id="scores"' not in text
-    assert text.count("not encoded again") == 3
+    assert text.count("no units beside it") == 3
 
 
 def test_translations_begin_with_what_was_said_and_show_what_was_written(tmp_path: Path) -> None:

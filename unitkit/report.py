@@ -148,7 +148,7 @@ def write_report(
     """Write one HTML file that needs no other file and asks nothing of the network; returns `out`.
 
     Args:
-        systems: (name, synthesis manifest); a `units.jsonl` beside the manifest is the synthesis encoded again.
+        systems: (name, synthesis manifest); a `units.jsonl` beside it has the units spoken, or those encoded again.
         reference: manifest of the original recordings; ids tie everything together.
         units: unit file of the originals.
         metrics: training logs, `{"step", "split", "seconds", name: value...}` a line.

@@ -59,6 +59,15 @@ def test_five_languages_in_one_model_a_system(made: Run) -> None:
             assert said["tokenizer"] == {"k100": "mini-100", "k500": "mini"}[name.partition("-")[0]]
 
 
+def test_copies_are_joined_to_what_they_are_of(made: Run) -> None:
+    calls = made("prompts/asr", "data", "copies=2", "made=m/a.jsonl", "langs=en")
+    assert of(calls, "copies.py") == [["d/once.jsonl", "-o", "d/copies", "-n", "2"]]
+    assert of(calls, "join.py")[:2] == [
+        ["d/once.jsonl", "d/real/train.jsonl", "m/a.jsonl", "--lang", "en"],
+        ["d/train.jsonl", "d/once.jsonl", "d/copies/manifest.jsonl"],
+    ]
+
+
 def test_all_is_written_down_and_scored_by_language(made: Run) -> None:
     calls = made("prompts/asr", "transcribe", "score", "table", "systems=logmel k500-bpe", "langs=en ru", "beam=3")
     heard, read = of(calls, "transcribe")

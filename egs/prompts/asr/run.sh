@@ -3,14 +3,15 @@
 #   ./run.sh                                  one model a system for all five languages; test: real prompts
 #   ./run.sh langs=es                         one language alone
 #   ./run.sh made=                            from the prompts alone; made="a.jsonl b.jsonl": from these as well
+#   ./run.sh copies=2                         and from two copies of each, faster or slower, higher or lower
 #   ./run.sh train transcribe score table systems=k500 fit.max_steps=9000    one system, any key of recipes/train_asr.py
 # A system: logmel, or K of a tokenizer, then -frames (not deduplicated), -bpe (in pieces), or both.
 source "$(dirname "$0")/../../../tools/stages.sh"
-variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" voices=../voices/data made=voices \
+variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" voices=../voices/data made=voices copies=0 \
     tokenizers="k100=mini-100 k500=mini" features= layer= units= pieces=1000 tests=test beam=10 ctc_weight= data= exp= \
     systems="logmel k100 k100-frames k100-bpe k500 k500-frames k500-bpe" -- "$@"
 cd "$home" # paths are relative to the recipe's own folder; other corpora run these stages too, see egs/librispeech/asr
-name=${langs// /-}$([[ $made ]] || echo -real)
+name=${langs// /-}$([[ $made ]] || echo -real)$( ((!copies)) || echo "-copies$copies")
 : "${data:=data/$name}" "${exp:=exp/$name}"
 [[ $reader != prompts || $options ]] || options=lang=${langs// /,}
 several() { [[ $langs == *" "* ]]; }
@@ -20,8 +21,9 @@ books() { for m in $systems; do [[ $m == logmel* ]] || echo "${m%%-*}"; done | s
 
 data() { [[ $made != voices ]] || { "$root/egs/prompts/voices/run.sh" prompts made join data="$(realpath -m "$voices")"; made=$voices/made/train.jsonl; }
     skipping recipe prepare "$reader" "$corpus" "$data/real" ${options:+$options}
-    local add=() l; for l in $langs; do add+=(--lang "$l"); done
-    recipe join "$data/train.jsonl" "$data/real/train.jsonl" $made "${add[@]}"
+    local add=() l once=$data/train.jsonl; for l in $langs; do add+=(--lang "$l"); done; ((!copies)) || once=$data/once.jsonl
+    recipe join "$once" "$data/real/train.jsonl" $made "${add[@]}"
+    ((!copies)) || { skipping recipe copies "$once" -o "$data/copies" -n "$copies"; recipe join "$data/train.jsonl" "$once" "$data/copies/manifest.jsonl"; }
     for s in dev $tests; do recipe join "$data/$s.jsonl" "$data/real/$s.jsonl"; done
     ! several || for s in $tests; do for l in $langs; do recipe join "$data/$s-$l.jsonl" "$data/$s.jsonl" --lang "$l"; done; done; }
 tokenizer() { [[ ! $features ]] || skipping unitkit fit "$data/train.jsonl" -o "$exp/k$units" --features "$features" ${layer:+--layer "$layer"} -k "$units"; }

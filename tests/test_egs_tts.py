@@ -112,6 +112,9 @@ def test_by_mels_beside_it(made: Calls) -> None:  # noqa: F811
         assert after(call, "-m") == ["t/exp/characters"] and ("--vocoder" in call) == out.endswith("mel")
     again = {after(call, "-o")[0]: after(call, "-m")[0] for call in of(calls, "vocode")}
     assert again["e/seen/synth/units"] == "t/exp/vocoder" and again["e/seen/synth/units-mel"] == "e/acoustic"
+    assert [after(call, "--units")[0] for call in of(calls, "report")] == [
+        f"t/exp/{s}/units/test.jsonl" for s in ("seen", "unseen")
+    ]
     taken = made("prompts/tts-mel", "tts=t", "exp=e", "mel=m", "vocoder", "acoustic")
     assert not of(taken, "train_vocoder.py") and "train_mels=m/mels/train" in of(taken, "train_acoustic.py")[0]
     one = made("ljspeech/tts-mel", "exp=e")

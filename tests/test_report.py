@@ -243,6 +243,16 @@ def test_scores_show_reference_control_and_signature(tmp_path: Path) -> None:
     assert "wer|lang:en|norm:whisper|asr:whisper-base|v:0.1" in text
 
 
+def test_units_may_lie_elsewhere(tmp_path: Path) -> None:
+    exp = make_experiment(tmp_path / "exp")
+    manifest, title = exp / "data" / "manifest.jsonl", "x"
+    before = report_experiment(exp, manifest, tmp_path / "a.html", title=title).read_text()
+    moved = (exp / "units" / "test.jsonl").rename(tmp_path / "other.jsonl")
+    assert report_experiment(exp, manifest, tmp_path / "b.html", title=title, units=moved).read_text() == before
+    with pytest.raises(FileNotFoundError):
+        report_experiment(exp, manifest, tmp_path / "c.html", title=title)
+
+
 def test_metrics_left_out_say_why(tmp_path: Path) -> None:
     exp = make_experiment(tmp_path / "exp")
     row = {"system": "frames", "split": "test", "metric": "dnsmos", "value": None, "n": 0, "signature": ""}

@@ -105,12 +105,20 @@ class Entry:
 
 
 def report_experiment(
-    exp: Path, reference: Path, out: Path, *, title: str, notes: str = "", source: Path | None = None
+    exp: Path,
+    reference: Path,
+    out: Path,
+    *,
+    title: str,
+    notes: str = "",
+    source: Path | None = None,
+    units: Path | None = None,
 ) -> Path:
     """Write the page of a recipe's experiment directory: units/test.jsonl, synth/*, scores.jsonl, */metrics.jsonl.
 
     Systems come in the order frames, dedup, those of the scores, others, shuffled.  Of translations the reference is in
     the target language, as are units/test.target.jsonl, and `source` is the manifest of what was heard.
+    `units`: those of the reference, where they lie elsewhere.
     """
     scores = exp / "scores.jsonl"
     scored = dict.fromkeys(row.system for row in read_scores(scores)) if scores.exists() else {}
@@ -124,7 +132,7 @@ def report_experiment(
         title=title,
         systems=[(path.parent.name, path) for path in found],
         reference=reference,
-        units=exp / "units" / ("test.target.jsonl" if source else "test.jsonl"),
+        units=units or exp / "units" / ("test.target.jsonl" if source else "test.jsonl"),
         metrics=sorted(exp.glob("*/metrics.jsonl")),
         scores=scores if scores.exists() else None,
         notes=notes,

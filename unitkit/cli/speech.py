@@ -66,8 +66,12 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML page to write.")],
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Resynthesis from units",
     source: Annotated[Path | None, typer.Option(help="Of translations: manifest of what was translated.")] = None,
+    units: Annotated[
+        Path | None, typer.Option(help="Units of the originals, where they are not in the experiment's units/.")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: players, unit timelines, curves, scores."""
     from unitkit.report import report_experiment
 
-    console.print(str(report_experiment(exp, reference, out, title=title, source=source).resolve()), soft_wrap=True)
+    page = report_experiment(exp, reference, out, title=title, source=source, units=units)
+    console.print(str(page.resolve()), soft_wrap=True)

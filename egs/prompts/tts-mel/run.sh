@@ -26,6 +26,7 @@ speak() { for s in $sets; do text "$s" direct; text "$s" mel --vocoder "$exp/aco
 score() { for s in $sets; do judged=(direct mel units units-mel)
     unitkit score "${judged[@]/#/$exp/$s/synth/}" --control "$exp/$s/synth/shuffled" --metrics "$metrics" --recognizer "$recognizer" \
         --split "$s" --reference "$d/$s.jsonl" -o "$exp/$s/scores.jsonl"; done; }
-report() { for s in $sets; do unitkit report "$exp/$s" --reference "$d/$s.jsonl" -o "$exp/$s/report.html" --title "Two routes from text: $s"; done; }
+report() { for s in $sets; do unitkit report "$exp/$s" --reference "$d/$s.jsonl" --units "$t/$s/units/test.jsonl" -o "$exp/$s/report.html" \
+    --title "Two routes from text: $s"; done; }
 
 run_stages mels vocoder acoustic speak score report

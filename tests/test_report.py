@@ -14,6 +14,7 @@ import pytest
 
 from unitkit import audio
 from unitkit.manifest import Utterance, read_manifest, write_manifest
+from unitkit.metrics.rows import markdown, read_scores
 from unitkit.report import ReportError, report_experiment, write_report
 from unitkit.timeline import unit_colour
 from unitkit.units import FingerprintError, Units, UnitsHeader, write_units
@@ -241,6 +242,15 @@ def test_scores_show_reference_control_and_signature(tmp_path: Path) -> None:
     assert wer[-7:] == ["8.6", "24.6", "20.1–29.7", "29.1", "24.6–34.2", "98.2", "84"]
     assert "–" in table[table.index("MCD") :]  # MCD has no reference value
     assert "wer|lang:en|norm:whisper|asr:whisper-base|v:0.1" in text
+
+
+def test_a_small_negative_score_is_not_minus_zero(tmp_path: Path) -> None:
+    exp = make_experiment(tmp_path / "exp")
+    row = {"system": "frames", "split": "test", "metric": "f0_mean_moved", "value": -0.3, "n": 4, "signature": "a"}
+    (exp / "scores.jsonl").write_text(json.dumps(row) + "\n")
+    page = report_experiment(exp, exp / "data" / "manifest.jsonl", exp / "report.html", title="x").read_text()
+    assert ">0<" in page and "-0<" not in page
+    assert "| 0 |" in markdown(read_scores(exp / "scores.jsonl"))
 
 
 def test_units_may_lie_elsewhere(tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ def _entries(rows: Sequence[ScoreRow]) -> list[Entry]:
 
 
 def _shown(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{value:z.{digits}f}"
 
 
 def _shared(values: Iterable[float | None], digits: int) -> str:

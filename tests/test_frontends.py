@@ -77,6 +77,10 @@ def test_an_unpacked_tree_brings_its_data(tmp_path: Path) -> None:
     found = Espeak.of_tree(tmp_path)
     assert found.command == (str(tmp_path / "usr/bin/espeak-ng"), f"--path={tmp_path / 'usr/lib/here'}")
     assert found.env == {"LD_LIBRARY_PATH": str(tmp_path / "usr/lib/here")}
+    (tmp_path / "usr/lib/here/inner").mkdir()
+    (tmp_path / "usr/lib/here/inner/libcommon.so.1").touch()
+    here = tmp_path / "usr/lib/here"
+    assert Espeak.of_tree(tmp_path).env == {"LD_LIBRARY_PATH": f"{here}:{here / 'inner'}"}
 
 
 def test_unknown_kinds_are_refused() -> None:

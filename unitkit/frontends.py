@@ -120,7 +120,9 @@ class Espeak:
         data = next(tree.glob("usr/lib/*/espeak-ng-data"), None)
         if data is None:
             raise FrontEndError(f"{tree}: no usr/lib/*/espeak-ng-data, so no espeak-ng was unpacked there")
-        return cls((str(tree / "usr/bin/espeak-ng"), f"--path={data.parent}"), {"LD_LIBRARY_PATH": str(data.parent)})
+        libraries = dict.fromkeys([data.parent, *sorted(path.parent for path in data.parent.glob("*/lib*.so*"))])
+        env = {"LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries))}
+        return cls((str(tree / "usr/bin/espeak-ng"), f"--path={data.parent}"), env)
 
     def __call__(self, pieces: Sequence[str], voice: str, *, tie: str = "") -> list[str]:
         """IPA of each piece, from one run of the program; `tie` joins the letters of one sound."""

@@ -3,11 +3,11 @@
 #   ./run.sh                                  one model a system for all five languages; test: real prompts
 #   ./run.sh langs=es                         one language alone
 #   ./run.sh made=                            from the prompts alone; made="a.jsonl b.jsonl": from these as well
-#   ./run.sh copies=2                         and from two copies of each, faster or slower, higher or lower
+#   ./run.sh copies=0                         from the recordings alone, without copies that are faster, slower, higher, lower
 #   ./run.sh train transcribe score table systems=k500 fit.max_steps=9000    one system, any key of recipes/train_asr.py
 # A system: logmel, or K of a tokenizer, then -frames (not deduplicated), -bpe (in pieces), or both.
 source "$(dirname "$0")/../../../tools/stages.sh"
-variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" voices=../voices/data made=voices copies=0 \
+variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" voices=../voices/data made=voices copies=2 \
     tokenizers="k100=mini-100 k500=mini" features= layer= units= pieces=1000 tests=test beam=10 ctc_weight= data= exp= \
     systems="logmel k100 k100-frames k100-bpe k500 k500-frames k500-bpe" -- "$@"
 cd "$home" # paths are relative to the recipe's own folder; other corpora run these stages too, see egs/librispeech/asr

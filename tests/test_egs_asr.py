@@ -69,7 +69,8 @@ def test_copies_are_joined_to_what_they_are_of(made: Run) -> None:
 
 
 def test_all_is_written_down_and_scored_by_language(made: Run) -> None:
-    calls = made("prompts/asr", "transcribe", "score", "table", "systems=logmel k500-bpe", "langs=en ru", "beam=3")
+    stages = ("transcribe", "score", "table", "report")
+    calls = made("prompts/asr", *stages, "systems=logmel k500-bpe", "langs=en ru", "beam=3")
     heard, read = of(calls, "transcribe")
     assert heard[0] == "d/test.jsonl" and after(heard, "-m") == ["e/logmel"] and "--like" not in heard
     assert read[0] == "e/units/k500/test.jsonl" and after(read, "--like") == ["d/test.jsonl"]
@@ -87,6 +88,10 @@ def test_all_is_written_down_and_scored_by_language(made: Run) -> None:
         assert after(call, "--reference") == [f"d/{split}.jsonl"] and after(call, "-o") == ["e/scores.jsonl"]
     (table,) = of(calls, "asr_table.py")
     assert after(table, "--systems") == ["logmel", "k500-bpe"] and after(table, "--splits") == ["test"]
+    (page,) = of(calls, "report")
+    assert page[0] == "e" and after(page, "--reference") == ["d/test.jsonl"] and after(page, "-o") == ["e/test.html"]
+    assert after(page, "--units") == ["e/units/k500/test.jsonl"]
+    assert not of(made("prompts/asr", "report", "systems=logmel"), "report")  # a page shows units
 
 
 def test_one_language_alone(made: Run) -> None:

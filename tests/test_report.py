@@ -333,3 +333,37 @@ def test_max_items_spreads_over_lengths(tmp_path: Path) -> None:
                         units=exp / "units" / "test.jsonl", max_items=1)  # fmt: skip
     articles = Elements(page.read_text()).all("article")
     assert [one["aria-label"] for one in articles] == ["utterance en/u2"]  # 1.6 s: the middle of 2.0, 1.6 and 1.2
+
+
+def test_what_recognisers_wrote_stands_under_the_recording(tmp_path: Path) -> None:
+    """Without any synthesis; what is written is text, whatever it looks like, and comes in the order of the scores."""
+    exp = make_experiment(tmp_path / "exp")
+    shutil.rmtree(exp / "synth")
+    (exp / "scores.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"system": name, "split": "test", "metric": "text_cer", "value": 9.0, "n": 2, "signature": "cer"}
+            )
+            + "\n"
+            for name in ("logmel", "k500")
+        )
+    )
+    rows = list(read_manifest(exp / "data" / "manifest.jsonl"))
+    for name, said in (("k500", "<i>thank you"), ("logmel", "")):
+        write_manifest(exp / "text" / "manifest" / f"{name}.jsonl", [replace(row, text=said) for row in rows[:2]])
+    text = report_experiment(exp, originals(exp), tmp_path / "page.html", title="Heard").read_text()
+    for row in rows[:2]:
+        article = text.split(f'aria-label="utterance {row.id}"')[1].split("</article>")[0]
+        assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", article) == [
+            ("logmel", "(nothing)"),
+            ("k500", "&lt;i&gt;thank you"),
+        ]
+    assert "Heard and written" in text and rows[2].id not in text
+    shutil.rmtree(exp / "text")
+    with pytest.raises(ReportError, match="no system"):
+        report_experiment(exp, originals(exp), tmp_path / "page.html", title="Heard")
+
+
+def originals(exp: Path) -> Path:
+    """The manifest of the originals."""
+    return exp / "data" / "manifest.jsonl"

@@ -65,6 +65,7 @@ class Item:
 
     utterance: Utterance
     lanes: list[Lane]
+    texts: list[tuple[str, str]]  # recogniser, what it wrote
     peak: float
     ticks: list[tuple[float, str]]  # percent, seconds
 
@@ -116,6 +117,7 @@ def report_experiment(
 ) -> Path:
     """Write the page of a recipe's experiment directory: units/test.jsonl, synth/*, scores.jsonl, */metrics.jsonl.
 
+    What recognisers wrote is in text/, in a folder with the name of the reference.
     Systems come in the order frames, dedup, those of the scores, others, shuffled.  Of translations the reference is in
     the target language, as are units/test.target.jsonl, and `source` is the manifest of what was heard.
     `units`: those of the reference, where they lie elsewhere.
@@ -124,13 +126,15 @@ def report_experiment(
     scored = dict.fromkeys(row.system for row in read_scores(scores)) if scores.exists() else {}
     first = ["frames", "dedup", *scored]
     order = {name: i for i, name in enumerate(dict.fromkeys(first))} | {"shuffled": 10**6}
-    found = sorted(
-        exp.glob("synth/*/manifest.jsonl"), key=lambda p: (order.get(p.parent.name, len(first)), p.parent.name)
-    )
+
+    def named(paths: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        return sorted(paths, key=lambda pair: (order.get(pair[0], len(first)), pair[0]))
+
     return write_report(
         out,
         title=title,
-        systems=[(path.parent.name, path) for path in found],
+        systems=named((path.parent.name, path) for path in exp.glob("synth/*/manifest.jsonl")),
+        texts=named((path.stem, path) for path in exp.glob(f"text/{reference.stem}/*.jsonl")),
         reference=reference,
         units=units or exp / "units" / ("test.target.jsonl" if source else "test.jsonl"),
         metrics=sorted(exp.glob("*/metrics.jsonl")),
@@ -152,6 +156,7 @@ def write_report(
     max_items: int = 8,
     notes: str = "",
     source: Path | None = None,
+    texts: Sequence[tuple[str, Path]] = (),
 ) -> Path:
     """Write one HTML file that needs no other file and asks nothing of the network; returns `out`.
 
@@ -164,6 +169,7 @@ def write_report(
         max_items: utterances shown, spread evenly over the held-out ones from long to short.
         notes: plain text under the title; an empty line starts a paragraph.
         source: of translations, the manifest of what was translated; played first.
+        texts: (name, manifest) of what recognisers wrote.
 
     Raises:
         ReportError: no utterance is in the reference, the units and a system.
@@ -171,7 +177,7 @@ def write_report(
     """
     header = read_header(units)
     total = bitrate(read_units(units))
-    items, candidates = _items(systems, reference, units, header, max_items, source)
+    items, candidates = _items(systems, reference, units, header, max_items, source, texts)
     rows = read_scores(scores) if scores else []
     page = (
         _environment()
@@ -182,6 +188,7 @@ def write_report(
             facts=_facts(header, total.seconds, total.bits_per_second, total.dedup_bps, candidates),
             header=header,
             items=items,
+            heading="Before and after" if systems else "Heard and written",
             candidates=candidates,
             lengths=LENGTHS,
             columns=COLUMNS,
@@ -240,16 +247,19 @@ def _items(
     header: UnitsHeader,
     count: int,
     source: Path | None,
+    texts: Sequence[tuple[str, Path]],
 ) -> tuple[list[Item], int]:
     """The utterances shown, and how many there were to choose from."""
     lengths = {one.id: one.duration for one in read_units(units)}
     spoken = {name: {row.id: row for row in read_manifest(path)} for name, path in systems}
     heard = {row.id: row for row in read_manifest(source)} if source else {}
     originals = {row.id: row for row in read_manifest(reference) if row.id in lengths}
-    shared = [key for key in originals if any(key in rows for rows in spoken.values())]
+    written = {name: {row.id: row.text or "" for row in read_manifest(path)} for name, path in texts}
+    known = set[str]().union(*spoken.values(), *written.values())
+    shared = [key for key in originals if key in known]
     if not shared:
-        names = ", ".join(name for name, _ in systems) or "no system"
-        raise ReportError(f"no utterance is in {reference}, in {units} and in a synthesis manifest ({names})")
+        names = ", ".join(name for name, _ in (*systems, *texts)) or "no system"
+        raise ReportError(f"no utterance is in {reference}, in {units} and in a system's manifest ({names})")
     chosen = _spread({key: lengths[key] for key in shared}, count)
     encoded = {"original": _picked(units, chosen, header)}
     for name, path in systems:
@@ -261,6 +271,7 @@ def _items(
         recordings = {"source": heard[key]} if key in heard else {}
         recordings |= {"original": originals[key]} | {name: rows[key] for name, rows in spoken.items() if key in rows}
         item = _item(originals[key], recordings, {name: found.get(key) for name, found in encoded.items()})
+        item.texts.extend((name, rows[key]) for name, rows in written.items() if key in rows)
         spent += sum(len(lane.source) for lane in item.lanes) * 3 // 4
         if items and spent > AUDIO_BUDGET:
             break
@@ -300,7 +311,7 @@ def _item(original: Utterance, recordings: dict[str, Utterance], encoded: dict[s
             )
         )
     ticks = [(100 * at / seconds, f"{at:g}") for at in round_ticks(0, seconds, 8)]
-    return Item(original, lanes, peak, ticks)
+    return Item(original, lanes, [], peak, ticks)
 
 
 def _about(name: str, *, row: Utterance, original: Utterance) -> str:

@@ -45,5 +45,6 @@ score() { local names=($tests); ! several || for s in $tests; do for l in $langs
     local files; for s in "${names[@]}"; do files=(); for m in $systems; do files+=("$exp/text/$s/$m.jsonl"); done
         unitkit score "${files[@]}" --reference "$data/$s.jsonl" --metrics text_cer,text_wer --split "$s" -o "$exp/scores.jsonl"; done; }
 table() { recipe asr_table "$exp" --systems $systems --splits $tests -o "$exp/table.md"; }
-
-run_stages data tokenizer units train transcribe score table
+report() { local k; k=$(books | tail -n 1); for s in $tests; do # the page shows those units; log-mels have none, and no page
+    [[ ! $k ]] || unitkit report "$exp" --reference "$data/$s.jsonl" --units "$exp/units/$k/$s.jsonl" -o "$exp/$s.html" --title "Recognition: ${exp##*/}"; done; }
+run_stages data tokenizer units train transcribe score table report

@@ -51,7 +51,7 @@ SMALL = Seq2SeqConfig(
 )
 SIZES = {"paper": PAPER_ASR}
 DERIVED = (
-    *("target", "source", "tokenizer", "pieces", "langs", "n_units", "rate_hz", "features", "features_dim"),
+    *("target", "source", "tokenizer", "pieces", "langs", "longest", "n_units", "rate_hz", "features", "features_dim"),
     *("source_tokenizer", "source_units", "source_codebooks", "source_rate_hz", "source_reduced", "source_pieces"),
     "source_bpe",
 )
@@ -124,6 +124,11 @@ class Row:
     utterance: Utterance
     text: str
     units: Units | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it is; 0 where nothing says so."""
+        return self.units.duration if self.units is not None else self.utterance.duration or 0.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ def make_ear(config: Config, rows: Sequence[Row]) -> Ear:
     return Ear(None, UnitInput(header, config.units.reduced, bpe), tokenizer)
 
 
-def complete(config: Config, pieces: Pieces, ear: Ear) -> Seq2SeqConfig:
+def complete(config: Config, pieces: Pieces, ear: Ear, rows: Sequence[Row]) -> Seq2SeqConfig:
     """The model's config with all that texts, units and features decide."""
     model = replace(
         SIZES.get(config.size, config.model),
@@ -217,6 +222,7 @@ def complete(config: Config, pieces: Pieces, ear: Ear) -> Seq2SeqConfig:
         tokenizer=pieces.fingerprint,
         pieces=pieces.n_pieces,
         langs=pieces.langs,
+        longest=round(float(np.quantile([row.seconds for row in rows], 0.95)), 1),
     )
     if ear.listener is not None:
         name = config.features or FILTERBANK
@@ -384,7 +390,7 @@ def build(config: Config) -> tuple[Seq2Seq, Ear, Pieces, Spoken, Spoken]:
     if config.train_units:
         read_header(config.train_units).check_same(read_header(config.dev_units), what=config.dev_units)
     pieces, ear = make_pieces(config.text, rows["train"]), make_ear(config, rows["train"])
-    settings = complete(config, pieces, ear)
+    settings = complete(config, pieces, ear, rows["train"])
     model = Seq2Seq(settings)
     if config.fit.device == "cpu" or not torch.cuda.is_available():
         model.plain_attention()

@@ -332,3 +332,16 @@ def test_pyav_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_import_is_light() -> None:
     code = "import sys, unitkit.audio; print([m for m in ('torch', 'av', 'soxr', 'swift_f0') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=60), st.floats(0.5, 4.0))
+def test_cuts_leave_parts_that_are_neither_too_long_nor_too_short(loud: list[float], longest: float) -> None:
+    rate = 1000
+    wav = np.repeat(np.array(loud, np.float32), rate // 3)
+    cuts = audio.quiet_cuts(wav, rate, longest)
+    lengths = np.diff([0, *cuts, len(wav)]) / rate
+    assert lengths.sum() * rate == pytest.approx(len(wav)) and (lengths <= longest + 0.021).all()
+    if cuts:
+        assert (lengths[:-1] >= longest / 2 - 0.021).all() and lengths[-1] >= longest / 4 - 0.041
+    else:
+        assert len(wav) <= longest * rate

@@ -16,7 +16,8 @@ from test_speak import RECORDING
 from unitkit import audio
 from unitkit.audio import resample
 from unitkit.manifest import read_manifest
-from unitkit.pipeline import TTS, Vocoder, VoiceConverter, given
+from unitkit.pipeline import TTS, Recognizer, Vocoder, VoiceConverter, given
+from unitkit.text import plain
 from unitkit.tokenizer import BUNDLED, Tokenizer
 
 TOK = Tokenizer.load("mini", device="cpu")
@@ -47,7 +48,7 @@ def test_models_are_bundled_and_found_by_name(tool: ModuleType, tmp_path: Path) 
     assert (out / "converter" / "card.md").read_text() == (made["converter"] / "card.md").read_text()
     assert {path.name for path in out.iterdir()} == set(tool.NAMES)
     assert not any(name in path.parts for path in out.rglob("*") for name in tool.TRAINING)
-    for folder in ("tts", "tts/vocoder", "converter"):
+    for folder in ("tts", "tts/vocoder", "converter", "recognizer"):
         source = made["vocoder"] if folder == "tts/vocoder" else made[folder]
         before, after = (load_weights(path / "model.safetensors") for path in (source, out / folder))
         assert before.keys() == after.keys()
@@ -57,6 +58,8 @@ def test_models_are_bundled_and_found_by_name(tool: ModuleType, tmp_path: Path) 
     speech = TTS.load(device="cpu")
     assert speech.encoder is not None and speech("a bad cab", speaker=RECORDING.audio).size
     assert VoiceConverter.load(device="cpu")(RECORDING.audio, RECORDING.audio, mode="rhythm").size
+    asr, bundled = Recognizer.load(made["recognizer"], device="cpu"), Recognizer.load(device="cpu")
+    assert asr(RECORDING.audio) == bundled(RECORDING.audio)
     units, voice = TOK.encode(RECORDING.audio), np.full(6, 0.5, np.float32)
     full, half = (Vocoder.load(path, device="cpu")(units, vector=voice) for path in (made["vocoder"], out / "vocoder"))
     assert full.shape == half.shape and np.abs(full - half).max() < 0.02 * np.abs(full).max()
@@ -107,3 +110,12 @@ def test_the_shipped_vocoder_says_the_words() -> None:
     again = TOK.encode(Vocoder.load(device="cpu")(one), rate=16000)
     apart = [jiwer.wer(*(" ".join(map(str, u.dedup()[0].ids)) for u in (one, x))) for x in (again, other)]
     assert apart[0] < 0.6 * apart[1], apart
+
+
+def test_the_shipped_recogniser_writes_what_is_said() -> None:
+    """Its texts of prompts it never heard are far nearer to their own texts than to each other's."""
+    rows = [row for lang in ("en", "es") for row in read_manifest(ROOT / "samples" / lang / "test.jsonl")]
+    recognizer = Recognizer.load(device="cpu")
+    said, texts = recognizer([row.audio for row in rows], batch=4), [plain(row.text or "") for row in rows]
+    own, other = (jiwer.cer(given, said) for given in (texts, texts[1:] + texts[:1]))
+    assert own < 0.5 * other, (own, other)

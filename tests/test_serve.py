@@ -229,11 +229,11 @@ def test_bundled_models_are_taken_where_they_fit(
 ) -> None:
     monkeypatch.setattr(models_module, "BUNDLED", tmp_path)
     assert load_models(tokenizer=NAME, device="cpu").vocoder is None
-    for name in ("vocoder", "tts", "converter"):
+    for name in ("vocoder", "tts", "converter", "recognizer"):
         shutil.copytree(made[name], tmp_path / name)
     found = load_models(tokenizer=NAME, device="cpu")
     assert found.vocoder is not None and found.tts is not None and found.converter is not None
-    assert found.translator is None and found.recognizer is None
+    assert found.translator is None and found.recognizer is not None
     other = load_models(tokenizer="mini-100", device="cpu")
     assert other.vocoder is None and other.converter is not None
     (tmp_path / "converter" / "model.safetensors").write_bytes(b"damaged")

@@ -107,6 +107,42 @@ def test_a_list_gives_what_each_gives_alone_in_order(recognizer: Recognizer, row
     assert recognizer([]) == []
 
 
+def test_long_recordings_are_cut_where_they_are_quiet(recognizer: Recognizer, rows: list[Utterance]) -> None:
+    """Three recordings after each other, cut at the pauses between them, give the three texts."""
+    texts, rate = recognizer(rows[:3], beam=3), 16000
+    pause, parts = np.zeros(rate // 2, np.float32), [audio.read(row.audio, rate) for row in rows[:3]]
+    wav = np.concatenate([x for part in parts for x in (pause, part, pause)])
+    ends = np.cumsum([len(part) + rate for part in parts])
+    longest = max(len(part) for part in parts) / rate + 1.2
+    cuts = audio.quiet_cuts(wav, rate, longest)
+    assert [min(abs(cut - end) for end in ends) < rate // 2 for cut in cuts] == [True] * len(cuts) and len(cuts) == 2
+    assert count_errors(" ".join(texts), recognizer(wav, beam=3, longest=longest, rate=rate), words=False)[0] <= 1
+    assert recognizer(wav, beam=3, longest=0, rate=rate) == recognizer(wav, beam=3, longest=99, rate=rate)
+    with pytest.raises(ValueError, match="longest -1"):
+        recognizer(wav, longest=-1, rate=rate)
+
+
+def test_a_model_knows_how_long_a_recording_may_be(recognizer: Recognizer, corpus: Path) -> None:
+    known = recognizer.model.config.longest
+    lengths = [row.duration or 0 for row in read_manifest(corpus / "train.jsonl")]
+    assert known == round(known, 1) and 0.9 <= np.mean(np.array(lengths) <= known + 0.05) < 1
+    wav = np.random.default_rng(0).normal(0, 0.1, round(3.3 * known * 16000)).astype(np.float32)
+    assert len(recognizer.hear(wav)) > 3 and len(recognizer.hear(wav, longest=0)) == 1
+    whole = recognizer.hear(wav[: int(known * 16000)])
+    assert len(whole) == 1
+
+
+def test_parts_of_a_recording_are_in_one_language(recognizer: Recognizer, rows: list[Utterance]) -> None:
+    """In that in which they score best together, as if it had been told."""
+    mixed = [next(row for row in rows if row.lang == lang) for lang in ("en", "es", "en")]
+    parts = [recognizer.hear(row, longest=0)[0] for row in mixed]
+    assert len({one.lang for one in recognizer.write([[part] for part in parts], beam=2)}) == 2
+    (found,) = recognizer.write([parts], beam=2)
+    told = {lang: recognizer.write([parts], beam=2, lang=lang)[0] for lang in ("en", "es")}
+    best = max(told.values(), key=lambda one: one.score)
+    assert found == best and found.lang in told
+
+
 def test_a_language_that_is_told(recognizer: Recognizer, rows: list[Utterance]) -> None:
     heard = [recognizer.hear(row) for row in rows]
     for lang in ("en", "es"):
@@ -261,7 +297,7 @@ def test_units_in_place_of_recordings(
     named = sources_of_units(corpus / "test.units.jsonl", like=rows)
     found = transcribe(recognizer, named, tmp_path / "texts.jsonl", beam=2)
     assert [row.audio for row in found.rows] == [row.audio for row in rows]
-    assert [row.text for row in found.rows] == recognizer(rows, beam=2)
+    assert [row.text for row in found.rows] == recognizer(rows, beam=2, longest=0)  # units are never cut
     assert transcribe(recognizer, named, tmp_path / "texts.jsonl", beam=2).kept == 8
     bare = transcribe(recognizer, sources_of_units(corpus / "test.units.jsonl"), beam=2)
     assert {row.audio for row in bare.rows} == {str(corpus / "test.units.jsonl")}

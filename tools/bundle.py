@@ -1,6 +1,6 @@
 """Put trained models into the package, in half the bytes: unitkit/bundled/NAME with all that it needs, and its card.
 
-    python tools/bundle.py vocoder=exp/vocoder converter=exp/mini/converter tts=exp/characters
+    python tools/bundle.py vocoder=exp/vocoder converter=exp/mini/converter tts=exp/characters recognizer=exp/k500
 
 Weights of two and more dimensions become float16, others stay as they are.  A speaker encoder stays whole: voices and
 models name it by the checksum of its weights.  A card that is there stays: it is written by hand, from the training's.
@@ -19,7 +19,7 @@ from unitkit.pipeline.given import part_beside
 from unitkit.tokenizer import BUNDLED
 
 LIMIT_MB = 40
-NAMES = ("vocoder", "converter", "tts")
+NAMES = ("vocoder", "converter", "tts", "recognizer")
 SPEAKS = ("frame", "tts")  # kinds that need a vocoder
 TRAINING = ("best", "state", "tensorboard", "metrics.jsonl")  # of no use to whoever runs the model
 

@@ -172,6 +172,21 @@ def energy(wav: np.ndarray, *, hop_samples: int) -> np.ndarray:
     return np.sqrt(np.mean(frames**2, axis=1)).astype(np.float32)
 
 
+def quiet_cuts(wav: np.ndarray, rate: int, longest: float) -> list[int]:
+    """Samples at which a wav is cut into parts of at most `longest` seconds, each where it is quietest.
+
+    A part is at least half as long, the last one a quarter; how quiet a place is, a fifth of a second around it says.
+    """
+    hop = rate // 50
+    around = np.convolve(np.square(energy(wav, hop_samples=hop)), np.ones(10), mode="same")
+    most = max(2, int(longest * rate / hop))  # frames
+    cuts: list[int] = []
+    while len(wav) - (start := cuts[-1] if cuts else 0) > longest * rate:
+        first, last = start // hop + (most + 1) // 2, min(start // hop + most, len(around) - most // 4)
+        cuts.append(hop * (first + int(np.argmin(around[first : last + 1]))))
+    return cuts
+
+
 @dataclass(frozen=True)
 class Mel:
     """How log-mel spectra are made; `fingerprint` names it, so that a model and the vocoder it speaks through agree."""

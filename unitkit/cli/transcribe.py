@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @app.command()
 def transcribe(
     inputs: Inputs,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Recogniser directory.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Recogniser directory, or the name of a bundled one.")
+    ] = "recognizer",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Manifest to write; left out: texts are printed only.")
     ] = None,
@@ -32,6 +34,12 @@ def transcribe(
         float | None, typer.Option(help="How much CTC counts beside the decoder, 0 to 1; left out: as in training.")
     ] = None,
     lang: Annotated[str | None, typer.Option(help="Language spoken; left out: the model finds out.")] = None,
+    longest: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Seconds; longer recordings are cut at quiet places; 0: never; left out: the model's."
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Utterances decoded together.")] = 8,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print every text.")] = False,
     device: Device = "auto",
@@ -40,7 +48,7 @@ def transcribe(
 
     Examples:
 
-      unitkit transcribe call.wav -m exp/asr
+      unitkit transcribe call.wav                                   by the bundled recogniser
 
       unitkit transcribe recordings/ -m exp/asr -o exp/texts.jsonl --beam 5
 
@@ -67,7 +75,15 @@ def transcribe(
 
         try:
             done = transcribe_all(
-                recognizer, given, out, beam=beam, ctc_weight=ctc_weight, lang=lang, batch=batch, on_progress=tell
+                recognizer,
+                given,
+                out,
+                beam=beam,
+                ctc_weight=ctc_weight,
+                lang=lang,
+                longest=longest,
+                batch=batch,
+                on_progress=tell,
             )
         except KeyboardInterrupt:
             if out is not None:

@@ -2,15 +2,16 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from torch import Tensor, from_numpy
 
-from unitkit.audio import AudioError
+from unitkit.audio import AudioError, quiet_cuts
 from unitkit.models.storage import checksum
 from unitkit.pieces import Pieces
 from unitkit.pipeline.given import (
@@ -20,6 +21,8 @@ from unitkit.pipeline.given import (
     by_length,
     check_sizes,
     hear,
+    model_folder,
+    wav_of,
 )
 from unitkit.recording import checked_wav
 from unitkit.tokenizer import Tokenizer, bundled_as, pick_device
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from unitkit.models.unit_input import UnitInput
 
 Said: TypeAlias = Speech | Units
+DEFAULT = "recognizer"  # name of the bundled model
 BATCH = 8  # utterances decoded together
 EXTRA = 50  # tokens of a text beyond the positions of what was heard, for models that pack much into one
 
@@ -69,9 +73,9 @@ class Recognizer:
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, tokenizer: Tokenizer | str | Path | None = None, device: str = "auto"
+        cls, directory: str | Path = DEFAULT, *, tokenizer: Tokenizer | str | Path | None = None, device: str = "auto"
     ) -> "Recognizer":
-        """Load a model directory of `recipes/train_asr.py`.
+        """Load a model directory of `recipes/train_asr.py`; without one, the recogniser that is bundled.
 
         A model of units takes speech by its own tokenizer/, by the bundled one it was trained with, or by `tokenizer`;
         without any of them it takes units.
@@ -80,7 +84,7 @@ class Recognizer:
         from unitkit.models.seq2seq import Seq2Seq
         from unitkit.models.unit_input import UnitInput
 
-        folder, where = Path(directory), pick_device(device)
+        folder, where = model_folder(directory), pick_device(device)
         model = Seq2Seq.load(folder, device=where)
         c = model.config
         if c.target != "text" or c.source == "text":
@@ -108,6 +112,7 @@ class Recognizer:
         beam: int = 10,
         ctc_weight: float | None = None,
         lang: str | None = None,
+        longest: float | None = None,
         batch: int = BATCH,
         rate: int | None = None,
     ) -> list[str]: ...
@@ -119,6 +124,7 @@ class Recognizer:
         beam: int = 10,
         ctc_weight: float | None = None,
         lang: str | None = None,
+        longest: float | None = None,
         batch: int = BATCH,
         rate: int | None = None,
     ) -> str: ...
@@ -129,6 +135,7 @@ class Recognizer:
         beam: int = 10,
         ctc_weight: float | None = None,
         lang: str | None = None,
+        longest: float | None = None,
         batch: int = BATCH,
         rate: int | None = None,
     ) -> str | list[str]:
@@ -139,30 +146,55 @@ class Recognizer:
             beam: hypotheses kept in the search.
             ctc_weight: how much CTC counts beside the decoder, 0 to 1; left out: as much as in training.
             lang: the language spoken, of a model that tells languages apart; left out: it finds out.
+            longest: seconds; longer recordings are cut where they are quietest, and each part is written down by
+                itself; 0: never; left out: as long as 19 of 20 that the model learned from.  Units are not cut:
+                nothing says where they are quiet.
             batch: utterances decoded together.
             rate: of wavs; by default the model's own.
 
         Raises:
-            AudioError: a recording is damaged, too short or too long; names it.
+            AudioError: a recording is damaged, too short or, uncut, too long; names it.
             FingerprintError: units of another tokenizer than the model's.
         """
         check_sizes(beam, batch)
         given = list(speech) if isinstance(speech, list | tuple) else [speech]
-        heard = [self.hear(one, rate) for one in given]
+        heard = [self.hear(one, rate, longest=longest) for one in given]
         found = self.write(heard, beam=beam, ctc_weight=ctc_weight, lang=lang, batch=batch)
         texts = [one.text for one in found]
         return texts if isinstance(speech, list | tuple) else texts[0]
 
-    def hear(self, speech: Said, rate: int | None = None) -> Heard:
-        """What the model takes of a recording or of units."""
-        c = self.model.config
+    def hear(self, speech: Said, rate: int | None = None, *, longest: float | None = None) -> list[Heard]:
+        """What the model takes of a recording, part by part, or of units."""
         if isinstance(speech, Units):
             self.check(speech)
+            return [self._read(speech)]
+        c = self.model.config
+        longest = c.longest if longest is None else longest
+        if longest < 0:
+            raise ValueError(f"longest {longest:g}: seconds, 0 for recordings of any length uncut")
         if self.listener is not None:
-            assert not isinstance(speech, Units)
-            return hear(self.listener, speech, rate=rate, most=c.max_positions * 2 ** len(c.conv_kernels))
+            most, hz = c.max_positions * 2 ** len(c.conv_kernels), self.listener.rate_hz
+            whole = hear(self.listener, speech, rate=rate, most=most if not longest else sys.maxsize)
+            parts = self._parts(speech, rate, longest, hz=hz, n=len(whole.features), at=self.listener.sample_rate)
+            return [replace(whole, features=whole.features[a:b]) for a, b in parts]
+        units = self._encode(speech, rate)
+        assert self.tokenizer is not None
+        parts = self._parts(speech, rate, longest, hz=units.rate_hz, n=len(units), at=self.tokenizer.sample_rate)
+        return [self._read(replace(units, ids=units.ids[a:b])) for a, b in parts]
+
+    def _parts(
+        self, speech: Speech, rate: int | None, longest: float, *, hz: float, n: int, at: int
+    ) -> list[tuple[int, int]]:
+        """First frame and end of each part of a recording of `n` frames at `hz`, whose wav is read `at` Hz."""
+        if not longest or n <= longest * hz:
+            return [(0, n)]
+        ends = [min(n, round(cut / at * hz)) for cut in quiet_cuts(wav_of(speech, at, rate=rate), at, longest)]
+        return [(a, b) for a, b in zip([0, *ends], [*ends, n], strict=True) if a < b]
+
+    def _read(self, one: Units) -> Heard:
+        """Units as the model's tokens."""
+        c = self.model.config
         assert self.units is not None
-        one = speech if isinstance(speech, Units) else self._encode(speech, rate)
         tokens = self.units.tokens(one)
         if not len(tokens):
             raise ValueError(f"{one.id!r} has no units")
@@ -190,14 +222,33 @@ class Recognizer:
 
     def write(
         self,
-        heard: Sequence[Heard],
+        heard: Sequence[Sequence[Heard]],
         *,
         beam: int = 10,
         ctc_weight: float | None = None,
         lang: str | None = None,
         batch: int = BATCH,
     ) -> list[Transcript]:
-        """What was said in each, decoded in batches of similar length."""
+        """What was said in each, decoded in batches of similar length; the texts of its parts are joined by spaces.
+
+        A recording is in one language: where its parts are not, all are written in that in which they score best.
+        """
+
+        def search(parts: Sequence[Heard], lang: str | None) -> list[Transcript]:
+            return self._search(parts, beam=beam, ctc_weight=ctc_weight, lang=lang, batch=batch)
+
+        found = iter(search([part for one in heard for part in one], lang))
+        written = [[next(found) for _ in one] for one in heard]
+        for n, one in enumerate(heard):
+            if len(langs := dict.fromkeys(part.lang for part in written[n])) > 1:
+                tried = [search(one, known) for known in langs]
+                written[n] = max(tried, key=lambda parts: sum(part.score for part in parts))
+        return [_joined(parts) for parts in written]
+
+    def _search(
+        self, heard: Sequence[Heard], *, beam: int, ctc_weight: float | None, lang: str | None, batch: int
+    ) -> list[Transcript]:
+        """What was said in each part."""
         first = None if lang is None else self.pieces.token_of(lang)
         joint = (self.model.config.ctc if ctc_weight is None else ctc_weight) > 0
         found: dict[int, Transcript] = {}
@@ -226,6 +277,12 @@ class Recognizer:
             "hears": hears,
         }
         return dict(json.loads(json.dumps(facts, default=str)))
+
+
+def _joined(parts: Sequence[Transcript]) -> Transcript:
+    """One transcript of the parts of a recording."""
+    text = " ".join(part.text for part in parts if part.text)
+    return Transcript(text, sum(part.score for part in parts), parts[0].lang)
 
 
 def _tokenizer(

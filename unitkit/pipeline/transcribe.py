@@ -71,6 +71,7 @@ def transcribe(
     beam: int = 10,
     ctc_weight: float | None = None,
     lang: str | None = None,
+    longest: float | None = None,
     batch: int = BATCH,
     on_progress: Callable[[Written], None] | None = None,
 ) -> Transcribed:
@@ -86,7 +87,7 @@ def transcribe(
     for one in given:
         if one.units is not None:
             recognizer.check(one.units)
-    how = _How(recognizer, beam, ctc_weight, lang, batch)
+    how = _How(recognizer, beam, ctc_weight, lang, longest, batch)
     if out is None:
         return _gathered(how.steps(given, None), given, on_progress)
     with locked(Path(out)), _Log(Path(out), how.settings()) as log:
@@ -123,11 +124,13 @@ class _How:
     beam: int
     ctc_weight: float | None
     lang: str | None
+    longest: float | None
     batch: int
 
     def settings(self) -> dict[str, object]:
         """All that changes a text."""
-        return self.recognizer.settings() | {"beam": self.beam, "ctc_weight": self.ctc_weight, "lang": self.lang}
+        search = {"beam": self.beam, "ctc_weight": self.ctc_weight, "lang": self.lang, "longest": self.longest}
+        return self.recognizer.settings() | search
 
     def steps(self, sources: Sequence[Source], log: "_Log | None") -> Iterator[Written]:
         """Sources as they are done: those there already, then the others from long to short, a batch at a time."""
@@ -144,11 +147,12 @@ class _How:
             yield from self._group(left[start : start + self.batch], log)
 
     def _group(self, group: Sequence[Source], log: "_Log | None") -> Iterator[Written]:
-        heard: list[Heard] = []
+        heard: list[list[Heard]] = []
         good: list[Source] = []
         for source in group:
             try:
-                heard.append(self.recognizer.hear(source.utterance if source.units is None else source.units))
+                said = source.utterance if source.units is None else source.units
+                heard.append(self.recognizer.hear(said, longest=self.longest))
                 good.append(source)
             except (ValueError, OSError) as error:
                 yield Written(source, bad=named(source.utterance, error))

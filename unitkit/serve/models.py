@@ -73,7 +73,7 @@ def load_models(
         _converter(_bundled("converter", converter), converter, tokenizer, where),
         said,
         _translator(translator, translator_vocoder, where),
-        _recognizer(recognizer, tokenizer, tok, where),
+        _recognizer(_bundled("recognizer", recognizer), recognizer, tokenizer, where),
         ear,
     )
 
@@ -135,15 +135,17 @@ def _translator(folder: str | Path | None, vocoder: str | Path | None, device: s
         return found
 
 
-def _recognizer(folder: str | Path | None, asked: str | None, tokenizer: Tokenizer, device: str) -> Recognizer | None:
+def _recognizer(
+    folder: str | Path | None, given: str | Path | None, tokenizer: str | None, device: str
+) -> Recognizer | None:
     """With the tokenizer it has or that is bundled; where there is none, with the one that was named."""
     if folder is None:
         return None
-    with _blaming("--recognizer", folder):
+    with _blaming("--recognizer", given):
         found = Recognizer.load(folder, device=device)
         if found.listener is not None or found.tokenizer is not None:
             return found
-        if asked is not None:
+        if tokenizer is not None:
             return Recognizer.load(folder, tokenizer=tokenizer, device=device)
         wanted = found.model.config.source_tokenizer
         raise FingerprintError(

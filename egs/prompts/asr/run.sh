@@ -36,10 +36,8 @@ train() { local keys u; for m in $systems; do keys=() u=$exp/units/${m%%-*}
     ! several || keys+=(text.langs=true)
     recipe train_asr "conf/$([[ $m == logmel* ]] && echo logmel || echo units).yaml" out="$exp/$m" \
         train_manifest="$data/train.jsonl" dev_manifest="$data/dev.jsonl" "${keys[@]}" "${overrides[@]}"; done; }
-transcribe() { local from like; for m in $systems; do for s in $tests; do
-    from="$exp/units/${m%%-*}/$s.jsonl" like=(--like "$data/$s.jsonl")
-    [[ $m != logmel* ]] || { from=$data/$s.jsonl like=(); }
-    skipping unitkit transcribe "$from" "${like[@]}" -m "$exp/$m" -o "$exp/text/$s/$m.jsonl" --beam "$beam" ${ctc_weight:+--ctc-weight "$ctc_weight"}
+transcribe() { for m in $systems; do for s in $tests; do
+    skipping unitkit transcribe "$data/$s.jsonl" -m "$exp/$m" -o "$exp/text/$s/$m.jsonl" --beam "$beam" ${ctc_weight:+--ctc-weight "$ctc_weight"}
     ! several || for l in $langs; do recipe join "$exp/text/$s-$l/$m.jsonl" "$exp/text/$s/$m.jsonl" --lang "$l"; done; done; done; }
 score() { local names=($tests); ! several || for s in $tests; do for l in $langs; do names+=("$s-$l"); done; done
     local files; for s in "${names[@]}"; do files=(); for m in $systems; do files+=("$exp/text/$s/$m.jsonl"); done

@@ -242,6 +242,20 @@ FOLDER: dict[str, str | float] = {
 }
 
 
+def test_two_recipes_may_fetch_the_same_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower one takes what the faster one unpacked, and leaves nothing of its own."""
+    root = tmp_path / "downloads"
+
+    def slow(lang: str, scratch: Path) -> Path:
+        (scratch / "tree" / "mine").mkdir(parents=True)
+        (root / f"asterisk-core-sounds-{lang}" / "theirs").mkdir(parents=True)
+        return scratch / "tree"
+
+    monkeypatch.setattr(prompts, "from_debian", slow)
+    assert prompts.obtain(root, "fr") == root / "asterisk-core-sounds-fr"
+    assert [path.name for path in root.rglob("*")] == ["asterisk-core-sounds-fr", "theirs"]
+
+
 def test_folder_with_transcripts(tmp_path: Path) -> None:
     root = put(tmp_path / "in", FOLDER)
     code, splits = run("folder", root, tmp_path / "out", "speaker_from_parent=true", "lang=en")

@@ -124,7 +124,11 @@ def obtain(root: Path, lang: str) -> Path:
             except (OSError, tarfile.TarError, PromptsError) as error:
                 failures.append(f"{source.__name__}: {error}")
             else:
-                os.replace(unpacked, target)
+                try:
+                    os.replace(unpacked, target)
+                except OSError:
+                    if not target.is_dir():  # another recipe may have been faster
+                        raise
                 return target
     raise PromptsError(
         f"no prompts for lang={lang}:\n  " + "\n  ".join(failures) + f"\nor unpack {_tarball(lang)} yourself and give "

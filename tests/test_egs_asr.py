@@ -74,6 +74,7 @@ def test_all_is_written_down_and_scored_by_language(made: Run) -> None:
     heard, read = of(calls, "transcribe")
     assert heard[0] == read[0] == "d/test.jsonl" and after(heard, "-m") == ["e/logmel"]
     assert after(read, "-o") == ["e/text/test/k500-bpe.jsonl"] and after(read, "--beam") == ["3"]
+    assert "--longest" not in read  # as long as what the model learned from
     assert of(calls, "join.py") == [
         [f"e/text/test-{lang}/{name}.jsonl", f"e/text/test/{name}.jsonl", "--lang", lang]
         for name in ("logmel", "k500-bpe")
@@ -105,6 +106,7 @@ def test_one_language_alone(made: Run) -> None:
 
 def test_librispeech_runs_the_same_stages(made: Run) -> None:
     calls = made("librispeech/asr")
+    assert all(after(call, "--longest") == ["0"] for call in of(calls, "transcribe"))  # as the published numbers
     subsets = "subsets=train-clean-100,dev-clean,dev-other,test-clean,test-other"
     assert of(calls, "prepare.py") == [["librispeech", "c", "d/real", subsets]]
     (fit,) = of(calls, "fit")

@@ -1,5 +1,6 @@
 """The verb transcribe: speech or units to text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,16 +64,6 @@ def transcribe(
     recognizer = Recognizer.load(model, tokenizer=tokenizer, device=device)
     alone, shown = len(given) == 1, verbose or out is None or len(given) == 1
     with progress("transcribe", len(given)) as advance:
-
-        def tell(step: "Written") -> None:
-            advance(1)
-            if step.bad is not None:
-                errors.print(f"[red]bad:[/] {escape(step.bad)}", soft_wrap=True)
-            elif shown and step.row is not None:
-                said = step.row.text or ""
-                line = said if alone else f"{step.row.id}: {said}"
-                console.print(escape(line), soft_wrap=True, highlight=False)
-
         try:
             done = transcribe_all(
                 recognizer,
@@ -83,7 +74,7 @@ def transcribe(
                 lang=lang,
                 longest=longest,
                 batch=batch,
-                on_progress=tell,
+                on_progress=_teller(advance, shown=shown, named=not alone),
             )
         except KeyboardInterrupt:
             if out is not None:
@@ -92,6 +83,21 @@ def transcribe(
     if out is not None:
         console.print(f"{out}: {done.made} transcribed, {done.kept} kept, {len(done.bad)} bad", soft_wrap=True)
     finish([(source.audio, reason) for source, reason in done.bad])
+
+
+def _teller(advance: Callable[[float], None], *, shown: bool, named: bool) -> "Callable[[Written], None]":
+    """What is printed as sources are done."""
+
+    def tell(step: "Written") -> None:
+        advance(1)
+        if step.bad is not None:
+            errors.print(f"[red]bad:[/] {escape(step.bad)}", soft_wrap=True)
+        elif shown and step.row is not None:
+            said = step.row.text or ""
+            line = f"{step.row.id}: {said}" if named else said
+            console.print(escape(line), soft_wrap=True, highlight=False)
+
+    return tell
 
 
 def _sources(inputs: list[str], like: Path | None) -> "list[Source]":

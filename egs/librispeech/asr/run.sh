@@ -7,4 +7,4 @@
 egs=$(cd "$(dirname "$0")/../.." && pwd)
 exec "$egs/prompts/asr/run.sh" home="$egs/librispeech/asr" reader=librispeech corpus=downloads/LibriSpeech langs=en made= copies=0 tokenizers= \
     options=subsets=train-clean-100,dev-clean,dev-other,test-clean,test-other tests="dev dev-other test test-other" \
-    features=wavlm-large layer=21 units=2000 pieces=6000 systems=k2000-bpe beam=20 data=data exp=exp/wavlm-large-l21 "$@"
+    features=wavlm-large layer=21 units=2000 pieces=6000 systems=k2000-bpe beam=20 longest=0 data=data exp=exp/wavlm-large-l21 "$@"

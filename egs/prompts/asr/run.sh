@@ -8,7 +8,7 @@
 # A system: logmel, or K of a tokenizer, then -frames (not deduplicated), -bpe (in pieces), or both.
 source "$(dirname "$0")/../../../tools/stages.sh"
 variables home="$(cd "$(dirname "$0")" && pwd)" reader=prompts corpus=downloads options= langs="en es fr it ru" voices=../voices/data made=voices copies=2 \
-    tokenizers="k100=mini-100 k500=mini" features= layer= units= pieces=1000 tests=test beam=10 ctc_weight= data= exp= \
+    tokenizers="k100=mini-100 k500=mini" features= layer= units= pieces=1000 tests=test beam=10 ctc_weight= longest= data= exp= \
     systems="logmel k100 k100-frames k100-bpe k500 k500-frames k500-bpe" -- "$@"
 cd "$home" # paths are relative to the recipe's own folder; other corpora run these stages too, see egs/librispeech/asr
 name=${langs// /-}$([[ $made ]] || echo -real)$( ((!copies)) || echo "-copies$copies")
@@ -37,7 +37,8 @@ train() { local keys u; for m in $systems; do keys=() u=$exp/units/${m%%-*}
     recipe train_asr "conf/$([[ $m == logmel* ]] && echo logmel || echo units).yaml" out="$exp/$m" \
         train_manifest="$data/train.jsonl" dev_manifest="$data/dev.jsonl" "${keys[@]}" "${overrides[@]}"; done; }
 transcribe() { for m in $systems; do for s in $tests; do
-    skipping unitkit transcribe "$data/$s.jsonl" -m "$exp/$m" -o "$exp/text/$s/$m.jsonl" --beam "$beam" ${ctc_weight:+--ctc-weight "$ctc_weight"}
+    skipping unitkit transcribe "$data/$s.jsonl" -m "$exp/$m" -o "$exp/text/$s/$m.jsonl" --beam "$beam" \
+        ${ctc_weight:+--ctc-weight "$ctc_weight"} ${longest:+--longest "$longest"}
     ! several || for l in $langs; do recipe join "$exp/text/$s-$l/$m.jsonl" "$exp/text/$s/$m.jsonl" --lang "$l"; done; done; done; }
 score() { local names=($tests); ! several || for s in $tests; do for l in $langs; do names+=("$s-$l"); done; done
     local files; for s in "${names[@]}"; do files=(); for m in $systems; do files+=("$exp/text/$s/$m.jsonl"); done

@@ -1,6 +1,7 @@
-"""Put trained models into the package, in half the bytes: unitkit/bundled/NAME with all that it needs, and its card.
+r"""Put trained models into the package, in half the bytes: unitkit/bundled/NAME with all that it needs, and its card.
 
-    python tools/bundle.py vocoder=exp/vocoder converter=exp/converter tts=exp/characters recognizer=exp/k500-frames
+    python tools/bundle.py vocoder=exp/vocoder converter=exp/mini/converter \
+        tts=exp/characters recognizer=exp/k500-frames
 
 Weights of two and more dimensions become float16, others stay as they are.  A speaker encoder stays whole: voices and
 models name it by the checksum of its weights.  A card that is there stays: it is written by hand, from the training's.

@@ -20,6 +20,7 @@ from unitkit.models.tts import TextToUnits, TtsConfig
 from unitkit.models.vocoder import UnitVocoder, VocoderConfig
 from unitkit.models.wave_cores import IstftConfig
 from unitkit.pipeline import TTS, Step, describe, given, speak
+from unitkit.pipeline.tts import Voice
 from unitkit.units import FingerprintError, read_header, read_units
 from unitkit.voices import Voices, VoicesError
 
@@ -161,7 +162,10 @@ def test_whose_voice(tts: TTS, tmp_path: Path) -> None:
     assert np.array_equal(default, tts("cab", speaker="bob", language="es"))
     # Of those who speak mostly English the most heard one; bob is heard more, but in Spanish.
     assert np.array_equal(tts("cab"), tts("cab", speaker="ann", language="en"))
-    assert np.array_equal(tts("cab", speaker="bob"), default)  # who speaks Spanish most
+    # Who speaks several languages is taken to speak the model's first of them; who speaks one, that.
+    assert np.array_equal(tts("cab", speaker="bob"), tts("cab", speaker="bob", language="en"))
+    assert not np.array_equal(tts("cab", speaker="bob"), default)
+    assert tts.language(None, Voice("eva", langs=("es",))) == "es"
     wav = audio.read(RECORDING.audio, 16000)
     found = [
         tts("cab", speaker=x)

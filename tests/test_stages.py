@@ -194,6 +194,18 @@ def test_resynthesis_calls(recipe: str, called: dict[str, str]) -> None:
     assert report[2] == "exp/x" and option(report, "-o") == "exp/x/report.html"
 
 
+def test_minutes_end_every_training_of_a_recipe(called: dict[str, str]) -> None:
+    """Whatever the trainer, and stronger than a key of its own; nothing else of the recipe hears of them."""
+    script = ROOT / "egs" / "prompts" / "vc" / "run.sh"
+    assert "minutes=2: the longest any training" in sh(script, "minutes=2", "--help").stdout
+    stages = ["speaker", "converter", "vocoder", "finetune"]
+    sh(script, *stages, "minutes=2", "fit.max_minutes=60", **called)
+    made = calls(called)
+    last = [call[-1] for call in made if Path(call[1]).name.startswith("train_")]
+    assert last == ["fit.max_minutes=2"] * 4
+    assert sum("fit.max_minutes=2" in call for call in made) == 4 and "fit.max_minutes=60" in made[1]
+
+
 def test_experiments_have_names_of_their_own(called: dict[str, str]) -> None:
     script = ROOT / "egs" / "prompts" / "resynth" / "run.sh"
     choices = ["features=mfcc", "units=100 lang=es", "units=200", "features=/models/whisper layer=3", "codebooks=4"]

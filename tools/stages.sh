@@ -13,7 +13,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # idle threads must not take the other core from its work
 command -v unitkit >/dev/null || PATH=$root/.venv/bin:$PATH # an environment that has unitkit wins over ours
 script=$(cd "$(dirname "$0")" && pwd)/${0##*/} # $0 may be relative, and recipes change folder
-declared=() overrides=() words=() stage=""
+declared=(minutes) minutes="" overrides=() words=() stage=""
 
 die() { echo "$0: $*" >&2; exit 2; }
 
@@ -27,7 +27,10 @@ variables() { # name=default... -- "$@": sets each variable; other key=value wor
     done
 }
 
-recipe() { python "$root/recipes/$1.py" "${@:2}"; } # name word...
+recipe() { # name word...; with minutes=N on the command line no training goes on for longer
+    [[ ! $minutes || ($1 != train_* && $1 != pretrain) ]] || set -- "$@" fit.max_minutes="$minutes"
+    python "$root/recipes/$1.py" "${@:2}"
+}
 
 # command...: exit status 1 says that bad files were listed and skipped, so the recipe goes on
 skipping() { local _status=0; "$@" || _status=$?; ((_status == 1)) || return "$_status"; }
@@ -38,7 +41,8 @@ usage() { # stage...: the recipe's opening comment, its stages and variables
     printf '\nusage: %s [stage...] [--stage S] [--stop-stage S] [key=value...]\nstages:\n' "$script"
     for ((_i = 1; _i <= $#; _i++)); do printf '  %d  %s\n' "$_i" "${!_i}"; done
     echo "variables (any other key=value goes to the trainer):"
-    for _name in ${declared[@]+"${declared[@]}"}; do printf '  %s=%s\n' "$_name" "${!_name}"; done
+    for _name in "${declared[@]:1}"; do printf '  %s=%s\n' "$_name" "${!_name}"; done
+    printf '  minutes=%s: the longest any training may take; minutes=3 shows whether all of a recipe runs\n' "$minutes"
 }
 
 number_of() { # name-or-number stage...: the stage's number

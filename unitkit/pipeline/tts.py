@@ -201,7 +201,7 @@ class TTS:
             speaker: a name of `speakers`; or a recording to take the voice from: a path, an `Utterance`, a wav
                 (samples,) at `rate` Hz, or its speaker vector (dim,). Left out: the most heard one of those who speak
                 mostly the language.
-            language: one of `languages`; left out: the speaker's, or the first.
+            language: one of `languages`; left out: the first of them that the speaker is heard in, or the first.
             speed: of speech; 2 is twice as fast.
             beam: hypotheses kept by a model that goes unit by unit.
             rate: of a wav; by default the speaker encoder's.
@@ -265,10 +265,10 @@ class TTS:
         return _vectors(self.model.config)[1] or _vectors(self.vocoder.config)[1]
 
     def language(self, asked: str | None, voice: Voice | None = None) -> str:
-        """The language to speak: the one asked for, the voice's, or the first; unknown ones are an error."""
+        """The language to speak: the one asked for, the first that the voice is heard in, or the first of all."""
         known = self.languages
-        if asked is None:
-            own = next((lang for lang in (voice.langs if voice else ()) if lang in known), None)
+        if asked is None:  # by the model's order: in which of several a voice was heard most says little of a text
+            own = next((lang for lang in known if voice is not None and lang in voice.langs), None)
             return own or next(iter(known), "")
         if known and asked not in known:
             raise ValueError(f"language {asked!r}: this model speaks {', '.join(known)}")

@@ -217,6 +217,12 @@ def test_what_cannot_be_is_named(tts: TTS, text: str, more: dict, error: str) ->
         tts(text, **more)
 
 
+def test_a_recording_without_a_voice_is_named(tts: TTS, tmp_path: Path) -> None:
+    audio.write(tmp_path / "quiet.wav", np.zeros(9000, np.float32), 16000)
+    with pytest.raises(ValueError, match=r"quiet\.wav: .*silent"):
+        tts("cab", speaker=tmp_path / "quiet.wav")
+
+
 def test_speed_and_symbols_left_out(tts: TTS) -> None:
     slow, plain, fast = (len(tts("a bad cab", speaker="ann", speed=speed)) for speed in (0.5, 1.0, 2.0))
     assert slow > plain > fast

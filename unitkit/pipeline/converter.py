@@ -1,6 +1,5 @@
 """Speech in another's voice, melody or rhythm through units: one call, and many recordings into a directory."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from unitkit.augment import limit
 from unitkit.encode import locked, refuse_duplicates
 from unitkit.manifest import ManifestError, Utterance
 from unitkit.models.storage import checksum
-from unitkit.pipeline.given import Speech, as_utterance, model_folder, part_beside, vocoder_beside, wav_of
+from unitkit.pipeline.given import Speech, as_utterance, model_folder, name_of, part_beside, vocoder_beside, wav_of
 from unitkit.pipeline.speak import Vocoder
 from unitkit.pipeline.work import Done, Log, Step, named, part, work
 from unitkit.tokenizer import Tokenizer, bundled_as, pick_device
@@ -184,9 +183,9 @@ class VoiceConverter:
 
     def _units(self, speech: Speech, wav: np.ndarray) -> Units:
         """Of the source; an error names it."""
-        name, label = ("the wav", "") if isinstance(speech, np.ndarray | Tensor) else _names(speech)
         if len(wav) < self.tokenizer.encoder.min_samples:
-            raise audio.AudioError(name, f"{len(wav)} samples are too short for a unit")
+            raise audio.AudioError(name_of(speech), f"{len(wav)} samples are too short for a unit")
+        label = "" if isinstance(speech, np.ndarray | Tensor) else as_utterance(speech).id
         units = self.tokenizer.encode(wav, rate=self.tokenizer.sample_rate)
         return Units(units.ids, units.rate_hz, units.n_units, units.tokenizer, label)
 
@@ -214,21 +213,14 @@ class VoiceConverter:
         return self._heard[key]
 
     def _vectors(self, speech: Speech, wav: np.ndarray) -> "Vectors":
-        name = "the wav" if isinstance(speech, np.ndarray | Tensor) else _names(speech)[0]
         rate = self.model.config.mel.sample_rate
         if not wav.any() or len(wav) / rate < self.tokenizer.encoder.min_samples / self.tokenizer.sample_rate:
-            raise audio.AudioError(name, "silent or too short: it has no voice")
+            raise audio.AudioError(name_of(speech), "silent or too short: it has no voice")
         given = None
         if self.speaker is not None:
             given = self.speaker(audio.resample(wav, rate, self.speaker.sample_rate))
         with torch.inference_mode():
             return self.model.vectors(self.model.hear(wav), given)
-
-
-def _names(speech: str | os.PathLike[str] | Utterance) -> tuple[str, str]:
-    """A recording's file and its id."""
-    utterance = as_utterance(speech)
-    return utterance.audio, utterance.id
 
 
 # ------------------------------------------------------------------------------------------------- many recordings

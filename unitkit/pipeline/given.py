@@ -58,6 +58,11 @@ def wav_of(speech: Speech, hz: int, *, rate: int | None = None) -> np.ndarray:
     return wav
 
 
+def name_of(speech: Speech) -> str:
+    """What an error calls a recording: its file, or the wav."""
+    return "the wav" if isinstance(speech, np.ndarray | Tensor) else as_utterance(speech).audio
+
+
 def model_folder(name_or_directory: str | os.PathLike[str]) -> Path:
     """The directory of a bundled model, by its name, or any other; ./name or a `Path` is never a bundled one."""
     name, folder = os.fspath(name_or_directory), Path(name_or_directory)

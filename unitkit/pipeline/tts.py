@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 from torch import Tensor, from_numpy
 
+from unitkit import audio
 from unitkit.frontends import write
-from unitkit.pipeline.given import Speech, model_folder, vocoder_beside, wav_of
+from unitkit.pipeline.given import Speech, model_folder, name_of, vocoder_beside, wav_of
 from unitkit.pipeline.speak import Vocoder
 from unitkit.text import Letters, plain, sentences
 from unitkit.tokenizer import pick_device
@@ -258,7 +259,11 @@ class TTS:
                 f"speaker {_short(speaker)}: this model has no speaker/ to hear new voices with; known voices: "
                 f"{', '.join(self.speakers) or 'none'}"
             )
-        return self.encoder(wav_of(speaker, self.encoder.sample_rate, rate=rate))
+        wav = wav_of(speaker, self.encoder.sample_rate, rate=rate)
+        try:
+            return self.encoder(wav)
+        except ValueError as error:  # silent or too short, and the encoder does not know which file
+            raise audio.AudioError(name_of(speaker), str(error)) from error
 
     @property
     def _vector_dim(self) -> int:

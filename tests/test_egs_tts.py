@@ -91,9 +91,14 @@ def test_unit_by_unit_beside_it(made: Calls) -> None:  # noqa: F811
     assert "data.voices_dev=t/exp/voices/dev.safetensors" in vocoder and vocoder[0] == "t/conf/vocoder.yaml"
     assert "train_source=e/data/train.jsonl" in t2u and "train_target=e/data/train.jsonl" in t2u
     assert "out=e/t2u" in t2u and "out=e/vocoder" in vocoder and "fit.max_steps=7" in t2u  # the one beside the other
-    assert [after(call, "-m")[0] for call in of(calls, "speak")] == ["e/t2u", "t/exp/characters"] * 2
-    (score, _) = of(calls, "score")
-    assert score[:3] == [f"e/seen/synth/{name}" for name in ("t2u", "characters", "units")]
+    assert [after(call, "-m")[0] for call in of(calls, "speak")] == ["e/t2u", "e/t2u", "t/exp/characters"] * 2
+    assert ["--speaker" in call for call in of(calls, "speak")] == [False, True, False] * 2
+    for call, name in zip(of(calls, "score"), ("seen", "unseen"), strict=True):
+        assert call[:4] == [f"e/{name}/synth/{system}" for system in ("t2u", "parallel", "units", "other")]
+        assert after(call, "--control") == [f"e/{name}/synth/shuffled"] and after(call, "-o")[0].startswith(f"e/{name}")
+    assert [call[0] for call in of(calls, "report")] == ["e/seen", "e/unseen"]
+    bundled = made("prompts/tts-ar", "tts=t", "exp=e", "beside=tts", "speak")
+    assert after(of(bundled, "speak")[2], "-m") == ["tts"]
 
 
 def test_by_mels_beside_it(made: Calls) -> None:  # noqa: F811

@@ -16,6 +16,8 @@ from test_speak import RECORDING
 from unitkit import audio
 from unitkit.audio import resample
 from unitkit.manifest import read_manifest
+from unitkit.metrics import weights
+from unitkit.metrics.recognise import Recognizer as Whisper
 from unitkit.pipeline import TTS, Recognizer, Vocoder, VoiceConverter, given
 from unitkit.text import plain
 from unitkit.tokenizer import BUNDLED, Tokenizer
@@ -89,6 +91,18 @@ def test_shipped_models_are_small_and_say_what_they_are() -> None:
         card = (folder / "card.md").read_text()
         for part in ("**Data.**", "**Licence.**", "**How.**", "**Scores**", "egs/prompts/"):
             assert part in card, f"{folder.name}: {part}"
+
+
+@pytest.mark.skipif(not weights.installed("whisper-base"), reason="not installed: whisper-base")
+def test_the_shipped_voice_is_understood_and_so_is_what_becomes_of_it() -> None:
+    """Whisper writes down what was to be said, spoken and then converted into the voice of a Spanish prompt."""
+    judge, tts, converter = Whisper.load("whisper-base"), TTS.load(device="cpu"), VoiceConverter.load(device="cpu")
+    text = "Thank you for calling."
+    said = tts(text)
+    reference = next(read_manifest(ROOT / "samples" / "es" / "test.jsonl")).audio
+    other = converter(said, reference, mode="speaker", rate=tts.sample_rate)
+    for wav, rate in ((said, tts.sample_rate), (other, converter.sample_rate)):
+        assert plain(judge(wav, lang="en", rate=rate)) == plain(text)
 
 
 def test_the_shipped_converter_moves_a_voice() -> None:

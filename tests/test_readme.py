@@ -56,7 +56,6 @@ def test_a_bash_block_runs_after_the_first(block: str, tmp_path: Path, env: dict
 def test_the_python_blocks_run_in_order(tmp_path: Path, env: dict[str, str]) -> None:
     """After the first bash block, whose units they read; the models they load are bundled or trained here."""
     _train_translator(tmp_path, env)
-    _train_recogniser(tmp_path, env)
     python = "".join(block for kind, block in BLOCKS if kind == "python")
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, check=True)
 
@@ -72,12 +71,3 @@ def _train_translator(folder: Path, env: dict[str, str]) -> None:
     recipe = [sys.executable, str(ROOT / "recipes" / "train_s2ut.py"), "out=exp/s2ut", *files, *small]
     subprocess.run(recipe, cwd=folder, env=env, check=True)
     shutil.copytree(BUNDLED / "vocoder", folder / "exp" / "s2ut" / "vocoder")
-
-
-def _train_recogniser(folder: Path, env: dict[str, str]) -> None:
-    """Of the units that the translator was trained on; their tokenizer is found among the bundled ones."""
-    named = {"manifest": "samples/en/dev.jsonl", "units": "exp/readme/en.jsonl"}
-    files = [f"{split}_{name}={path}" for split in ("train", "dev") for name, path in named.items()]
-    small = ["model.dim=16", "model.attention_heads=2", "text.kind=char", "fit.max_steps=2", "fit.tensorboard=false"]
-    recipe = [sys.executable, str(ROOT / "recipes" / "train_asr.py"), "out=exp/asr", *files, *small]
-    subprocess.run(recipe, cwd=folder, env=env, check=True)

@@ -1,6 +1,7 @@
 """The commands as a user types them: exit status, files, messages."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from unitkit.cli.show import VERBS
 from unitkit.units import read_header, read_units
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +140,12 @@ def test_doctor_finds_nothing_broken() -> None:
     assert done.returncode == 0, done.stdout
     for name in ("python", "torch", "transformers", "bundled tokenizer"):
         assert name in done.stdout
+
+
+def test_help_begins_with_what_is_used_most() -> None:
+    shown = re.findall(r"^│ ([a-z][a-z-]*)  ", unitkit("--help").stdout, flags=re.M)
+    assert shown[: len(VERBS)] == list(VERBS) and shown[0] == "encode"
+    assert {"import-kmeans", "export-kmeans"} <= set(shown[len(VERBS) :])
 
 
 def test_every_verb_has_help_with_an_example() -> None:

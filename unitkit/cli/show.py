@@ -10,12 +10,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from unitkit.manifest import Utterance
 
+# What is used most comes first in the help; verbs that are not here come last, by name.
+VERBS = (
+    *("encode", "fit", "vocode", "speak", "convert", "transcribe", "translate", "score", "report", "serve"),
+    *("info", "verify", "doctor", "merge", "export", "import"),
+)
+
+
+class Verbs(TyperGroup):
+    """The verbs in an order of use."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Names as the help lists them."""
+        places = {verb: place for place, verb in enumerate(VERBS)}
+        return sorted(self.commands, key=lambda verb: (places.get(verb, len(places)), verb))
+
+
 app = typer.Typer(
     name="unitkit",
+    cls=Verbs,
     help="Speech to discrete units and back.",
     no_args_is_help=True,
     rich_markup_mode="rich",

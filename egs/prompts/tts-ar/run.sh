@@ -13,7 +13,7 @@ cd "$home" # paths are relative to the recipe's own folder
 v=$tts/exp/voices d=$exp/data wave=() text=() # units of one codebook, by the encoder of ../tts; durations are the vocoder's
 for k in train dev; do wave+=("${k}_manifest=$d/$k.jsonl" "${k}_units=$exp/units/$k.jsonl" "data.voices_$k=$v/$k.safetensors")
     text+=("${k}_"{source,target}"=$d/$k.jsonl" "${k}_units=$exp/units/$k.jsonl"); done
-say() { skipping unitkit speak "$d/$1.jsonl" -m "$2" -o "$exp/$1/synth/$3" --voices "$v/all.safetensors" "${@:4}"; }
+say() { skipping unitkit speak "$d/$1.jsonl" -m "$2" -o "$exp/$1/$3" --voices "$v/all.safetensors" "${@:4}"; }
 again() { unitkit vocode "$exp/$1/units/test.jsonl" -m "$exp/vocoder" -o "$exp/$1/synth/$2" --like "$d/$1.jsonl" --voices "$v/all.safetensors" "${@:3}"; }
 
 data() { for s in train dev $sets; do recipe join "$d/$s.jsonl" "$tts/exp/data/$s.jsonl" --lang "$lang"; done; }
@@ -22,8 +22,10 @@ units() { skipping unitkit fit "$d/train.jsonl" -o "$exp/tokenizer" --encoder-of
     for s in $sets; do skipping unitkit encode "$d/$s.jsonl" -t "$exp/tokenizer" -o "$exp/$s/units/test.jsonl"; done; }
 vocoder() { recipe train_vocoder "$tts/conf/vocoder.yaml" out="$exp/vocoder" "${wave[@]}"; }
 train() { recipe train_s2ut conf/t2u.yaml out="$exp/t2u" "${text[@]}" "${overrides[@]}"; }
-speak() { for s in $sets; do
-    say "$s" "$exp/t2u" t2u --beam "$beam"; say "$s" "$exp/t2u" other --beam "$beam" --speaker "$other"; say "$s" "$beside" parallel
+speak() { for s in $sets; do o=$exp/$s/synth
+    say "$s" "$exp/t2u" synth/t2u --beam "$beam"; say "$s" "$exp/t2u" synth/other --beam "$beam" --speaker "$other"; say "$s" "$beside" parallel
+    recipe join "$o/parallel/manifest.jsonl" "$exp/$s/parallel/manifest.jsonl" # with units of this tokenizer, for its own are of another
+    unitkit encode "$o/parallel/manifest.jsonl" -t "$exp/tokenizer" -o "$o/parallel/units.jsonl" --overwrite
     again "$s" units --durations predicted; again "$s" shuffled --shuffle 0; done; }
 score() { for s in $sets; do judged=(t2u parallel units other)
     unitkit score "${judged[@]/#/$exp/$s/synth/}" --control "$exp/$s/synth/shuffled" --metrics "$metrics" --recognizer "$recognizer" \

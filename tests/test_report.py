@@ -359,6 +359,7 @@ def test_what_recognisers_wrote_stands_under_the_recording(tmp_path: Path) -> No
             ("k500", "&lt;i&gt;thank you"),
         ]
     assert "Heard and written" in text and rows[2].id not in text
+    assert "under a synthesis" not in text
     shutil.rmtree(exp / "text")
     with pytest.raises(ReportError, match="no system"):
         report_experiment(exp, originals(exp), tmp_path / "page.html", title="Heard")

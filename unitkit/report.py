@@ -189,6 +189,7 @@ def write_report(
             header=header,
             items=items,
             heading="Before and after" if systems else "Heard and written",
+            synthesised=bool(systems),
             candidates=candidates,
             lengths=LENGTHS,
             columns=COLUMNS,

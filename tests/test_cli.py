@@ -149,8 +149,7 @@ def test_help_begins_with_what_is_used_most() -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    verbs = ("fit", "encode", "merge", "verify", "vocode", "translate", "convert", "serve", "score", "info", "export")
-    for verb in (*verbs, "import", "import-kmeans"):
+    for verb in (*VERBS, "import-kmeans", "export-kmeans", "import-fairseq"):
         done = unitkit(verb, "--help")
         assert done.returncode == 0
         assert f"unitkit {verb}" in done.stdout.replace("Usage: python -m unitkit.cli", ""), verb

@@ -25,7 +25,12 @@ def info(
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: what works, what is missing, what is broken and how to mend it (exit status 1 if broken)."""
+    """Check this machine: what works, what is missing, what is broken and how to mend it (exit status 1 if broken).
+
+    Examples:
+
+      unitkit doctor
+    """
     from unitkit.doctor import examine
 
     checks = examine()

@@ -70,7 +70,14 @@ def report(
         Path | None, typer.Option(help="Units of the originals, where they are not in the experiment's units/.")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: players, unit timelines, curves, scores."""
+    """Write one self-contained HTML page: players, unit timelines, curves, scores.
+
+    Examples:
+
+      unitkit report exp/en-mini-istft --reference data/en/test.jsonl -o report.html
+
+      unitkit report exp/seen --reference exp/data/seen.jsonl -o report.html --title "Speech from text"
+    """
     from unitkit.report import report_experiment
 
     page = report_experiment(exp, reference, out, title=title, source=source, units=units)

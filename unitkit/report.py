@@ -188,7 +188,6 @@ def write_report(
             facts=_facts(header, total.seconds, total.bits_per_second, total.dedup_bps, candidates),
             header=header,
             items=items,
-            heading="Before and after" if systems else "Heard and written",
             synthesised=bool(systems),
             candidates=candidates,
             lengths=LENGTHS,

@@ -84,7 +84,8 @@ def test_unit_by_unit_beside_it(made: Calls) -> None:  # noqa: F811
     calls = made("prompts/tts-ar", "tts=t", "exp=e", "lang=es", "fit.max_steps=7")
     sets = {f"e/data/{name}.jsonl" for name in ("train", "dev", "seen", "unseen")}
     joined = {call[0]: call[1:] for call in of(calls, "join.py")}
-    assert sets < set(joined) and joined["e/data/dev.jsonl"] == ["t/exp/data/dev.jsonl", "--lang", "es"]
+    beside = {f"e/{name}/synth/parallel/manifest.jsonl" for name in ("seen", "unseen")}
+    assert set(joined) == sets | beside and joined["e/data/dev.jsonl"] == ["t/exp/data/dev.jsonl", "--lang", "es"]
     assert unmade(calls, sets) == []
     (fit,), (vocoder,), (t2u,) = of(calls, "fit"), of(calls, "train_vocoder.py"), of(calls, "train_s2ut.py")
     assert after(fit, "--encoder-of") == ["t/exp/tokenizer"] and "--codebooks" not in fit
